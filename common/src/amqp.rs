@@ -1,0 +1,222 @@
+//! The broker's side: one connection that is made anew when it is lost, the topology, and a consumer per queue.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::message::Delivery;
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions,
+    QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::tcp::OwnedTLSConfig;
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
+use lapin::{Channel, Connection, ConnectionProperties, Consumer, ExchangeKind};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+use crate::config::BrokerConfig;
+use crate::data_type::Topology;
+use crate::metrics as names;
+use crate::settle::{AckFrame, Ledger};
+
+/// Longest wait for the broker's answer to anything: a frozen connection must not hold a queue's loop.
+const ANSWER: Duration = Duration::from_secs(15);
+/// Deliveries of one message before the broker gives up on it (contract §1.1).
+const DELIVERY_LIMIT: i32 = 20;
+
+/// What can go wrong with the broker.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// The client library's or the broker's own error.
+    #[error(transparent)]
+    Amqp(#[from] lapin::Error),
+    /// No answer in time.
+    #[error("no answer from the broker within {} s", ANSWER.as_secs())]
+    Timeout,
+    /// The broker took a message but did not route or store it.
+    #[error("the broker did not take the message: {0}")]
+    NotTaken(String),
+}
+
+/// Awaits the broker's answer for at most [`ANSWER`].
+///
+/// # Errors
+/// [`BrokerError`].
+pub(crate) async fn answered<T>(future: impl Future<Output = lapin::Result<T>>) -> Result<T, BrokerError> {
+    timeout(ANSWER, future).await.map_err(|_| BrokerError::Timeout)?.map_err(BrokerError::from)
+}
+
+/// The connection to the broker, shared by all queues of a worker.
+pub struct Broker {
+    config: BrokerConfig,
+    service: &'static str,
+    connection: Mutex<Option<Connection>>,
+}
+
+impl Broker {
+    /// Connects on first use.
+    pub fn new(config: BrokerConfig, service: &'static str) -> Arc<Self> {
+        Arc::new(Broker { config, service, connection: Mutex::new(None) })
+    }
+
+    /// A new channel, on a new connection if the last one is gone. Callers that come meanwhile share that attempt.
+    ///
+    /// # Errors
+    /// [`BrokerError`] if the broker can't be reached or refuses.
+    pub async fn channel(&self) -> Result<Channel, BrokerError> {
+        let mut slot = self.connection.lock().await;
+        let connection = match slot.take().filter(|c| c.status().connected()) {
+            Some(connection) => connection,
+            None => {
+                metrics::gauge!(names::CONNECTED, "peer" => "broker").set(0.0);
+                let connection = answered(self.connect()).await?;
+                metrics::counter!(names::RECONNECTS, "peer" => "broker").increment(1);
+                connection
+            }
+        };
+        metrics::gauge!(names::CONNECTED, "peer" => "broker").set(1.0);
+        let channel = answered(connection.create_channel()).await;
+        *slot = Some(connection);
+        channel
+    }
+
+    async fn connect(&self) -> lapin::Result<Connection> {
+        let c = &self.config;
+        let uri = AMQPUri {
+            scheme: if c.tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
+            authority: AMQPAuthority {
+                userinfo: AMQPUserInfo { username: c.username.clone(), password: c.password.expose().to_owned() },
+                host: c.host.clone(),
+                port: c.port,
+            },
+            vhost: c.vhost.clone(),
+            query: AMQPQueryString { heartbeat: Some(c.heartbeat), ..AMQPQueryString::default() },
+        };
+        let tls = OwnedTLSConfig { identity: None, cert_chain: c.ca_pem.clone() };
+        let properties = ConnectionProperties::default().with_connection_name(self.service.into());
+        Connection::connect_uri_with_config(uri, properties, tls, lapin::runtime::default_runtime()?).await
+    }
+
+    /// Closes the connection, if there is one.
+    pub async fn close(&self) {
+        if let Some(connection) = self.connection.lock().await.take() {
+            // A connection that can't be closed politely ends with the process.
+            let _ = answered(connection.close(200, "bye".into())).await;
+        }
+    }
+}
+
+/// Declares everything that a worker needs for one type, with the contract's exact arguments (§1.1, §1.2).
+///
+/// # Errors
+/// [`BrokerError`], e.g. PRECONDITION_FAILED if an object exists with other arguments.
+pub async fn declare(channel: &Channel, topology: &Topology) -> Result<(), BrokerError> {
+    let t = topology;
+    let exchange = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    let queue = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    let text = |s: &str| AMQPValue::LongString(s.into());
+    let mut dead = FieldTable::default();
+    dead.insert("x-queue-type".into(), text("classic"));
+    let mut main = FieldTable::default();
+    main.insert("x-queue-type".into(), text("quorum"));
+    main.insert("x-dead-letter-exchange".into(), text(&t.dead_letter_exchange));
+    main.insert("x-delivery-limit".into(), AMQPValue::LongInt(DELIVERY_LIMIT));
+    for name in [&t.data_exchange, &t.dead_letter_exchange] {
+        let none = FieldTable::default();
+        answered(channel.exchange_declare(name.as_str().into(), ExchangeKind::Fanout, exchange, none)).await?;
+    }
+    for (name, arguments, source) in
+        [(&t.dead_letter_queue, dead, &t.dead_letter_exchange), (&t.queue, main, &t.data_exchange)]
+    {
+        let name = name.as_str();
+        answered(channel.queue_declare(name.into(), queue, arguments)).await?;
+        // The routing key that the predecessors' library used: with another one there would be a second binding.
+        let none = FieldTable::default();
+        let bound =
+            channel.queue_bind(name.into(), source.as_str().into(), name.into(), QueueBindOptions::default(), none);
+        answered(bound).await?;
+    }
+    Ok(())
+}
+
+/// A consumer on a channel of its own, with the ledger of what that channel delivered.
+pub struct Source {
+    channel: Channel,
+    consumer: Consumer,
+    /// Who may be acknowledged.
+    pub ledger: Arc<Ledger>,
+    monitor: Channel,
+    queue: String,
+}
+
+impl Source {
+    /// Declares the topology and subscribes.
+    ///
+    /// # Errors
+    /// [`BrokerError`].
+    pub async fn open(broker: &Broker, topology: &Topology, prefetch: u16) -> Result<Source, BrokerError> {
+        let channel = broker.channel().await?;
+        let monitor = broker.channel().await?;
+        declare(&channel, topology).await?;
+        answered(channel.basic_qos(prefetch, BasicQosOptions { global: false })).await?;
+        let queue = topology.queue.clone();
+        let consumer = answered(channel.basic_consume(
+            queue.as_str().into(),
+            "".into(), // the broker chooses: replicas share the queue, and a fixed tag tells nothing more
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        ))
+        .await?;
+        Ok(Source { channel, consumer, ledger: Ledger::new(), monitor, queue })
+    }
+
+    /// The next delivery; `None` when the consumer ended: cancelled by the broker, queue deleted, channel or connection lost.
+    pub async fn next(&mut self) -> Option<Result<Delivery, lapin::Error>> {
+        self.consumer.next().await
+    }
+
+    /// Whether the channel still stands, as far as the client knows.
+    pub fn is_alive(&self) -> bool {
+        self.channel.status().connected() && self.monitor.status().connected()
+    }
+
+    /// Messages waiting in the queue, and its consumers.
+    ///
+    /// # Errors
+    /// [`BrokerError`], also if the queue is gone.
+    pub async fn depth(&self) -> Result<(u32, u32), BrokerError> {
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let declared = self.monitor.queue_declare(self.queue.as_str().into(), passive, FieldTable::default());
+        let queue = answered(declared).await?;
+        Ok((queue.message_count(), queue.consumer_count()))
+    }
+
+    /// A handle for asking about the queue beside the consumer.
+    pub fn queue(&self) -> &str {
+        &self.queue
+    }
+
+    /// Sends one ack frame.
+    ///
+    /// # Errors
+    /// [`BrokerError`]; the messages come back then.
+    pub async fn ack(&self, frame: AckFrame) -> Result<(), BrokerError> {
+        answered(self.channel.basic_ack(frame.tag, BasicAckOptions { multiple: frame.multiple })).await
+    }
+
+    /// Ends the subscription; the channel stays open for acks.
+    ///
+    /// # Errors
+    /// [`BrokerError`].
+    pub async fn cancel(&self) -> Result<(), BrokerError> {
+        answered(self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default())).await
+    }
+
+    /// Closes the channel: the broker takes back whatever was not acknowledged.
+    pub async fn close(self) {
+        let _ = answered(self.channel.close(200, "done".into())).await;
+        let _ = answered(self.monitor.close(200, "done".into())).await;
+    }
+}

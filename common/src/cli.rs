@@ -1,0 +1,76 @@
+//! The command line that both workers share: `run` (the default) and `check`.
+
+use std::process::ExitCode;
+
+use clap::{Arg, Command, value_parser};
+
+use crate::config::{Config, ConfigError, Env, Variable, help_text};
+use crate::sink::Sink;
+use crate::worker::Exit;
+use crate::{check, worker};
+
+/// What makes a worker out of the shared parts.
+pub struct Worker<C> {
+    /// `graphinator` or `tableinator`.
+    pub service: &'static str,
+    /// `Neo4j` or `PostgreSQL`.
+    pub database: &'static str,
+    /// One sentence for `--help`.
+    pub about: &'static str,
+    /// Every variable that it reads.
+    pub tables: &'static [&'static [Variable]],
+    /// Reads the configuration.
+    #[allow(clippy::type_complexity, reason = "it is read in one place")]
+    pub read: fn(Env) -> Result<((Config, C), Vec<String>), ConfigError>,
+}
+
+/// A worker's `main`: parses the command line, reads the configuration, runs.
+pub fn main<C, S: Sink>(worker: Worker<C>, sink: impl FnOnce(&Config, C) -> Result<S, String>) -> ExitCode {
+    let exit_codes = "Exit status: 0 clean stop, 1 check failed, 2 could not start, 3 drain took too long";
+    let matches = Command::new(worker.service)
+        .about(worker.about)
+        .version(env!("CARGO_PKG_VERSION"))
+        .after_help(format!("{}\n{exit_codes}", help_text(worker.tables)))
+        .arg(
+            Arg::new("command")
+                .value_parser(value_parser!(String))
+                .value_parser(["run", "check"])
+                .default_value("run")
+                .help("run: consume until SIGTERM or SIGINT; check: validate the configuration, connect to everything, verify it"),
+        )
+        .get_matches();
+    let checking = matches.get_one::<String>("command").is_some_and(|c| c == "check");
+    let ((config, own), notes) = match (worker.read)(Env::from_process(worker.tables)) {
+        Ok(read) => read,
+        Err(e) => {
+            eprintln!("{}: {e}\nSee `{} --help`.", worker.service, worker.service);
+            return Exit::Fatal.into();
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            eprintln!("{}: can't start the runtime: {e}", worker.service);
+            return Exit::Fatal.into();
+        }
+    };
+    let mut for_sink = config.clone();
+    if checking {
+        for_sink.schema = check::looking_only(config.schema);
+    }
+    let sink = match sink(&for_sink, own) {
+        Ok(sink) => sink,
+        Err(e) => {
+            eprintln!("{}: {e}", worker.service);
+            return Exit::Fatal.into();
+        }
+    };
+    let exit = if checking {
+        runtime.block_on(check::run(worker.service, worker.database, &config, &notes, &sink))
+    } else {
+        runtime.block_on(worker::run(worker.service, worker.database, config, notes, sink))
+    };
+    // Whatever still runs after a forced stop must not hold the process.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    exit.into()
+}

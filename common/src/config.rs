@@ -1,0 +1,573 @@
+//! Configuration from the environment: every variable is described once, in a table that `--help`, the documentation
+//! and the parser share, and all problems are reported together.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::batch::Limits;
+
+/// Description of one environment variable.
+#[derive(Clone, Copy, Debug)]
+pub struct Variable {
+    /// Its name. With `secret`, `NAME_FILE` may name a file that holds the value and wins.
+    pub name: &'static str,
+    /// What holds when it is unset or empty.
+    pub default: DefaultValue,
+    /// Whether `NAME_FILE` is accepted and the value never shown.
+    pub secret: bool,
+    /// What it means, with its unit.
+    pub help: &'static str,
+}
+
+/// What holds when a variable is unset or empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DefaultValue {
+    /// It must be set.
+    Required,
+    /// This value.
+    Value(&'static str),
+    /// Nothing, or something that follows from other settings: the text says what.
+    Derived(&'static str),
+}
+
+use DefaultValue::{Derived, Value};
+
+/// A variable with a default.
+pub const fn variable(name: &'static str, default: DefaultValue, help: &'static str) -> Variable {
+    Variable { name, default, secret: false, help }
+}
+
+/// A variable that may come from a file and is never shown.
+pub const fn secret(name: &'static str, default: DefaultValue, help: &'static str) -> Variable {
+    Variable { name, default, secret: true, help }
+}
+
+/// The variables that both workers read, beside their batch variables (see [`BatchVariables`]).
+pub const COMMON: &[Variable] = &[
+    variable("RABBITMQ_HOST", Value("rabbitmq"), "broker host"),
+    variable("RABBITMQ_PORT", Value("5672"), "broker port (brokers usually listen for TLS on 5671)"),
+    secret("RABBITMQ_USERNAME", Value("discogsography"), "broker user"),
+    secret("RABBITMQ_PASSWORD", Value("discogsography"), "broker password"),
+    variable("RABBITMQ_VHOST", Value("/"), "virtual host"),
+    variable("RABBITMQ_TLS_ENABLED", Value("false"), "amqps instead of amqp; the certificate is always verified"),
+    variable("RABBITMQ_TLS_CA_FILE", Derived("the system's CAs"), "PEM file of a CA to trust beside the system's"),
+    variable("RABBITMQ_HEARTBEAT", Value("10"), "seconds between heartbeats; a dead connection is noticed after two"),
+    variable(
+        "RABBITMQ_PREFETCH",
+        Derived("batch size x (writers + 1)"),
+        "unacknowledged messages per queue; raised when smaller than the default, since a batch could then never fill",
+    ),
+    variable(
+        "RABBITMQ_CONSUMER_TIMEOUT",
+        Value("1800"),
+        "the broker's consumer_timeout in seconds; messages are handed back after half of it",
+    ),
+    variable("DISCOGS_EXCHANGE_PREFIX", Value("discogsography-discogs"), "prefix of exchanges and queues"),
+    variable("BATCH_MAX_BYTES", Value("8388608"), "bytes of message bodies in a batch; a larger message goes alone"),
+    variable("WRITE_TIMEOUT", Value("60"), "seconds that one attempt to write a batch may take"),
+    variable("SHUTDOWN_TIMEOUT", Value("25"), "seconds for the drain after SIGTERM or SIGINT"),
+    variable(
+        "SCHEMA",
+        Value("ensure"),
+        "database schema at start: ensure (create what is missing), check (only look), off",
+    ),
+    variable("HEALTH_PORT", Derived("8001 graphinator, 8002 tableinator"), "port of /health, /ready and /metrics"),
+    variable("LOG_LEVEL", Value("INFO"), "DEBUG, INFO, WARNING, ERROR or CRITICAL"),
+    variable("LOG_DIR", Derived("/logs if it exists"), "directory for a second copy of the log, WORKER.log"),
+    variable("ENVIRONMENT", Value("development"), "value of the log field `environment`"),
+];
+
+/// Variables of the predecessors that are accepted without effect: consumers stay subscribed, nothing waits for a delay.
+pub const WITHOUT_EFFECT: &[&str] = &[
+    "CONSUMER_CANCEL_DELAY",
+    "QUEUE_CHECK_INTERVAL",
+    "STUCK_CHECK_INTERVAL",
+    "STARTUP_IDLE_TIMEOUT",
+    "IDLE_LOG_INTERVAL",
+    "STARTUP_DELAY",
+    "DB_PROFILING",
+];
+
+/// Names of a worker's own batch variables: the contract prefixes them with the database's name.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchVariables {
+    /// `true` or `false`; false writes each record in a transaction of its own.
+    pub mode: &'static str,
+    /// Records in a batch.
+    pub size: &'static str,
+    /// Seconds from the first record to the flush.
+    pub interval: &'static str,
+    /// Batches of one type that are written at the same time.
+    pub writers: &'static str,
+}
+
+/// What both workers need to run.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Broker connection.
+    pub broker: BrokerConfig,
+    /// When batches close.
+    pub limits: Limits,
+    /// Batches of one type that are written at the same time.
+    pub writers: usize,
+    /// Unacknowledged messages per queue.
+    pub prefetch: u16,
+    /// Longest time that one attempt to write may take.
+    pub write_timeout: Duration,
+    /// Longest time that a message is held back while the database is away.
+    pub hold_limit: Duration,
+    /// Longest drain after a signal.
+    pub shutdown_timeout: Duration,
+    /// What to do about the database's schema.
+    pub schema: SchemaMode,
+    /// Port of the HTTP server.
+    pub health_port: u16,
+    /// Logging.
+    pub log: LogConfig,
+}
+
+/// How to reach the broker.
+#[derive(Clone, Debug)]
+pub struct BrokerConfig {
+    /// Host name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// User.
+    pub username: String,
+    /// Password.
+    pub password: Secret,
+    /// Virtual host.
+    pub vhost: String,
+    /// Whether to use TLS.
+    pub tls: bool,
+    /// CA certificates (PEM text) to trust beside the system's.
+    pub ca_pem: Option<String>,
+    /// Heartbeat interval in seconds.
+    pub heartbeat: u16,
+    /// Prefix of exchanges and queues.
+    pub prefix: String,
+}
+
+/// Logging settings.
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    /// Most verbose level that is written.
+    pub level: tracing::level_filters::LevelFilter,
+    /// Directory of the second copy.
+    pub dir: Option<String>,
+    /// Value of the field `environment`.
+    pub environment: String,
+}
+
+/// What a worker does about its database's schema when it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SchemaMode {
+    /// Create what is missing; never drop anything.
+    Ensure,
+    /// Report what is missing and wait for it.
+    Check,
+    /// Don't look.
+    Off,
+}
+
+/// A value that must not appear in logs.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The value itself, for the one place that sends it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(value: String) -> Self {
+        Secret(value)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// All that is wrong with the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError(Vec<String>);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} problem(s) in the configuration:", self.0.len())?;
+        self.0.iter().try_for_each(|p| write!(f, "\n  - {p}"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Reads described variables and collects every problem.
+pub struct Env {
+    values: HashMap<String, String>,
+    tables: Vec<&'static [Variable]>,
+    problems: Vec<String>,
+    notes: Vec<String>,
+}
+
+impl Env {
+    /// Reads from the process's environment. `tables` describe all variables that will be asked for.
+    pub fn from_process(tables: &[&'static [Variable]]) -> Self {
+        Env::from_values(tables, std::env::vars())
+    }
+
+    /// Reads from the given values.
+    pub fn from_values(tables: &[&'static [Variable]], values: impl IntoIterator<Item = (String, String)>) -> Self {
+        let values: HashMap<_, _> = values
+            .into_iter()
+            .filter(|(_, value)| !value.trim().is_empty()) // set but empty is unset (contract §7)
+            .collect();
+        let mut notes = Vec::new();
+        let ignored: Vec<_> = WITHOUT_EFFECT.iter().filter(|n| values.contains_key(**n)).copied().collect();
+        if !ignored.is_empty() {
+            notes.push(format!("no effect here, may be removed: {}", ignored.join(", ")));
+        }
+        Env { values, tables: tables.to_vec(), problems: Vec::new(), notes }
+    }
+
+    /// The value, or its default; `None` if there is neither. A required variable that is missing is a problem.
+    pub fn optional(&mut self, name: &str) -> Option<String> {
+        let described = self.tables.iter().copied().flatten().find(|v| v.name == name);
+        debug_assert!(described.is_some(), "{name} is in no table");
+        let described = described?;
+        let file = format!("{name}_FILE");
+        if let Some(path) = self.values.get(&file).filter(|_| described.secret) {
+            match std::fs::read_to_string(path) {
+                Ok(text) if text.trim().is_empty() => self.problem(format!("{file}: {path} is empty")),
+                Ok(text) => return Some(text.trim().to_owned()),
+                Err(e) => {
+                    let problem = format!("{file}: can't read {path}: {e}");
+                    self.problem(problem);
+                }
+            }
+            return Some(String::new());
+        }
+        match (self.values.get(name), described.default) {
+            (Some(value), _) => Some(value.clone()),
+            (None, Value(default)) => Some(default.to_owned()),
+            (None, Derived(_)) => None,
+            (None, DefaultValue::Required) => {
+                let or_file = if described.secret { format!(" or {file}") } else { String::new() };
+                self.problem(format!("{name} is missing ({}): set {name}{or_file}", described.help));
+                None
+            }
+        }
+    }
+
+    /// The value or its default as text; empty if it is missing, which was noted as a problem.
+    pub fn text(&mut self, name: &str) -> String {
+        self.optional(name).unwrap_or_default()
+    }
+
+    /// A number within `range`; the range's start stands in for a wrong one, which is noted as a problem.
+    pub fn number<T>(&mut self, name: &str, range: std::ops::RangeInclusive<T>) -> T
+    where
+        T: FromStr + PartialOrd + Copy + fmt::Display,
+    {
+        self.optional_number(name, range.clone()).unwrap_or(*range.start())
+    }
+
+    /// Like [`Env::number`], for a variable without a fixed default.
+    pub fn optional_number<T>(&mut self, name: &str, range: std::ops::RangeInclusive<T>) -> Option<T>
+    where
+        T: FromStr + PartialOrd + Copy + fmt::Display,
+    {
+        let text = self.optional(name)?;
+        match text.trim().parse() {
+            Ok(number) if range.contains(&number) => Some(number),
+            _ => {
+                let (min, max) = (range.start(), range.end());
+                self.problem(format!("{name} is {text:?}: give a number from {min} to {max}"));
+                Some(*range.start())
+            }
+        }
+    }
+
+    /// A switch: `true`, `1`, `yes` or `false`, `0`, `no`, in any case.
+    pub fn flag(&mut self, name: &str) -> bool {
+        let text = self.text(name);
+        match text.trim().to_ascii_lowercase().as_str() {
+            "true" | "1" | "yes" => true,
+            "false" | "0" | "no" => false,
+            _ => {
+                self.problem(format!("{name} is {text:?}: give true or false"));
+                false
+            }
+        }
+    }
+
+    /// The text of a file that the variable names.
+    pub fn file(&mut self, name: &str) -> Option<String> {
+        let path = self.optional(name)?;
+        std::fs::read_to_string(&path).map_err(|e| self.problem(format!("{name}: can't read {path}: {e}"))).ok()
+    }
+
+    /// Notes something wrong. Say what, and what to do.
+    pub fn problem(&mut self, problem: impl Into<String>) {
+        self.problems.push(problem.into());
+    }
+
+    /// Notes something that the operator should know, to be logged once.
+    pub fn note(&mut self, note: impl Into<String>) {
+        self.notes.push(note.into());
+    }
+
+    /// The configuration with its notes, unless there was a problem.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with all problems.
+    pub fn finish<T>(self, config: T) -> Result<(T, Vec<String>), ConfigError> {
+        if self.problems.is_empty() { Ok((config, self.notes)) } else { Err(ConfigError(self.problems)) }
+    }
+}
+
+/// Largest prefetch that AMQP can express.
+const MAX_PREFETCH: usize = u16::MAX as usize;
+
+/// Reads what both workers need. Problems stay in `env`.
+pub fn common(env: &mut Env, batch: &BatchVariables, default_port: u16) -> Config {
+    let size = env.number(batch.size, 1..=20_000);
+    let size = if env.flag(batch.mode) { size } else { 1 };
+    let writers = env.number(batch.writers, 1..=16);
+    Config {
+        limits: Limits {
+            count: size,
+            bytes: env.number("BATCH_MAX_BYTES", 1024..=1 << 30),
+            interval: seconds(env, batch.interval, 0.01..=600.0),
+        },
+        writers,
+        prefetch: prefetch(env, batch, size, writers),
+        write_timeout: seconds(env, "WRITE_TIMEOUT", 1.0..=3600.0),
+        hold_limit: seconds(env, "RABBITMQ_CONSUMER_TIMEOUT", 10.0..=86_400.0 * 7.0) / 2,
+        shutdown_timeout: seconds(env, "SHUTDOWN_TIMEOUT", 1.0..=3600.0),
+        schema: schema_mode(env),
+        health_port: env.optional_number("HEALTH_PORT", 0..=u16::MAX).unwrap_or(default_port),
+        log: log_config(env),
+        broker: broker(env),
+    }
+}
+
+fn broker(env: &mut Env) -> BrokerConfig {
+    BrokerConfig {
+        host: env.text("RABBITMQ_HOST"),
+        port: env.number("RABBITMQ_PORT", 1..=u16::MAX),
+        username: env.text("RABBITMQ_USERNAME"),
+        password: env.text("RABBITMQ_PASSWORD").into(),
+        vhost: env.text("RABBITMQ_VHOST"),
+        tls: env.flag("RABBITMQ_TLS_ENABLED"),
+        ca_pem: env.file("RABBITMQ_TLS_CA_FILE"),
+        heartbeat: env.number("RABBITMQ_HEARTBEAT", 1..=3600),
+        prefix: env.text("DISCOGS_EXCHANGE_PREFIX"),
+    }
+}
+
+/// A duration given in seconds, with fractions.
+pub fn seconds(env: &mut Env, name: &str, range: std::ops::RangeInclusive<f64>) -> Duration {
+    Duration::from_secs_f64(env.number(name, range))
+}
+
+fn prefetch(env: &mut Env, batch: &BatchVariables, size: usize, writers: usize) -> u16 {
+    let needed = size * (writers + 1);
+    if needed > MAX_PREFETCH {
+        env.problem(format!(
+            "{} x ({} + 1) is {needed}, but a prefetch can't exceed {MAX_PREFETCH}: lower one of them",
+            batch.size, batch.writers
+        ));
+    }
+    let needed = needed.min(MAX_PREFETCH) as u16;
+    match env.optional_number("RABBITMQ_PREFETCH", 1..=u16::MAX) {
+        Some(asked) if asked < needed => {
+            env.note(format!(
+                "RABBITMQ_PREFETCH raised from {asked} to {needed}: it counts messages, and {} batches of {size} could \
+                 never fill with fewer unacknowledged ones",
+                writers + 1
+            ));
+            needed
+        }
+        Some(asked) => asked,
+        None => needed,
+    }
+}
+
+fn schema_mode(env: &mut Env) -> SchemaMode {
+    let text = env.text("SCHEMA");
+    match text.to_ascii_lowercase().as_str() {
+        "check" => SchemaMode::Check,
+        "off" => SchemaMode::Off,
+        "ensure" => SchemaMode::Ensure,
+        _ => {
+            env.problem(format!("SCHEMA is {text:?}: give ensure, check or off"));
+            SchemaMode::Check
+        }
+    }
+}
+
+fn log_config(env: &mut Env) -> LogConfig {
+    use tracing::level_filters::LevelFilter;
+    let text = env.text("LOG_LEVEL");
+    let level = match text.trim().to_ascii_uppercase().as_str() {
+        "DEBUG" => LevelFilter::DEBUG,
+        "INFO" => LevelFilter::INFO,
+        "WARNING" => LevelFilter::WARN,
+        "ERROR" | "CRITICAL" => LevelFilter::ERROR,
+        _ => {
+            // A wrong level is no reason not to work (contract §7).
+            env.note(format!("LOG_LEVEL is {text:?}: INFO is used; give DEBUG, INFO, WARNING, ERROR or CRITICAL"));
+            LevelFilter::INFO
+        }
+    };
+    LogConfig {
+        level,
+        dir: env.optional("LOG_DIR").or_else(|| std::path::Path::new("/logs").is_dir().then(|| "/logs".to_owned())),
+        environment: env.text("ENVIRONMENT"),
+    }
+}
+
+/// The variables as an aligned list for `--help`.
+pub fn help_text(tables: &[&'static [Variable]]) -> String {
+    let mut out =
+        String::from("Environment variables (NAME_FILE names a file with the value and wins, where marked *):\n");
+    for v in tables.iter().copied().flatten() {
+        let star = if v.secret { "*" } else { "" };
+        let default = match v.default {
+            DefaultValue::Required => "required".to_owned(),
+            Value(d) => format!("default {d}"),
+            Derived(d) => format!("default: {d}"),
+        };
+        out.push_str(&format!("  {}{star}\n      {} [{default}]\n", v.name, v.help));
+    }
+    out.push_str(&format!("Accepted without effect: {}\n", WITHOUT_EFFECT.join(", ")));
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BATCH: BatchVariables = BatchVariables {
+        mode: "X_BATCH_MODE",
+        size: "X_BATCH_SIZE",
+        interval: "X_BATCH_FLUSH_INTERVAL",
+        writers: "X_WRITERS",
+    };
+    const OWN: &[Variable] = &[
+        variable("X_BATCH_MODE", Value("true"), ""),
+        variable("X_BATCH_SIZE", Value("500"), ""),
+        variable("X_BATCH_FLUSH_INTERVAL", Value("2.0"), ""),
+        variable("X_WRITERS", Value("2"), ""),
+        secret("X_PASSWORD", DefaultValue::Required, "a password"),
+    ];
+
+    fn read(values: &[(&str, &str)]) -> Result<(Config, Vec<String>), ConfigError> {
+        let values = values.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        let mut env = Env::from_values(&[COMMON, OWN], values);
+        let config = common(&mut env, &BATCH, 8001);
+        env.text("X_PASSWORD");
+        env.finish(config)
+    }
+
+    #[test]
+    fn defaults() {
+        let (config, notes) = read(&[("X_PASSWORD", "p"), ("RABBITMQ_HOST", "")]).expect("valid");
+        assert_eq!((config.limits.count, config.prefetch, config.writers), (500, 1500, 2));
+        assert_eq!(config.limits.interval, Duration::from_secs(2));
+        assert_eq!((config.broker.host.as_str(), config.broker.port, config.health_port), ("rabbitmq", 5672, 8001));
+        assert!(notes.is_empty(), "{notes:?}");
+    }
+
+    #[test]
+    fn a_prefetch_that_can_t_fill_a_batch_is_raised_with_a_warning() {
+        let (config, notes) = read(&[("X_PASSWORD", "p"), ("RABBITMQ_PREFETCH", "10")]).expect("valid");
+        assert_eq!(config.prefetch, 1500);
+        assert!(notes[0].contains("raised from 10 to 1500"), "{notes:?}");
+        let (config, notes) = read(&[("X_PASSWORD", "p"), ("RABBITMQ_PREFETCH", "9000")]).expect("valid");
+        assert_eq!((config.prefetch, notes.len()), (9000, 0));
+    }
+
+    #[test]
+    fn batch_mode_false_writes_single_records() {
+        let (config, _) = read(&[("X_PASSWORD", "p"), ("X_BATCH_MODE", "False")]).expect("valid");
+        assert_eq!((config.limits.count, config.prefetch), (1, 3));
+    }
+
+    #[test]
+    fn all_problems_are_reported_at_once_with_a_remedy() {
+        let error = read(&[
+            ("X_BATCH_SIZE", "many"),
+            ("RABBITMQ_PORT", "0"),
+            ("SCHEMA", "drop"),
+            ("RABBITMQ_TLS_CA_FILE", "/nowhere/ca.pem"),
+        ])
+        .expect_err("invalid");
+        let text = error.to_string();
+        for part in [
+            "X_BATCH_SIZE",
+            "RABBITMQ_PORT",
+            "SCHEMA",
+            "/nowhere/ca.pem",
+            "set X_PASSWORD or X_PASSWORD_FILE",
+            "5 problem",
+        ] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn a_file_wins_over_the_plain_variable_and_is_trimmed() {
+        let path = std::env::temp_dir().join(format!("secret-{}", std::process::id()));
+        std::fs::write(&path, "from file\n").expect("temp file");
+        let file = path.to_string_lossy().into_owned();
+        let values = [("RABBITMQ_PASSWORD", "plain"), ("RABBITMQ_PASSWORD_FILE", file.as_str()), ("X_PASSWORD", "p")];
+        let (config, _) = read(&values).expect("valid");
+        assert_eq!(config.broker.password.expose(), "from file");
+        assert!(!format!("{config:?}").contains("from file"));
+        std::fs::remove_file(path).expect("temp file");
+    }
+
+    #[test]
+    fn an_unreadable_secret_file_is_a_problem() {
+        let error = read(&[("X_PASSWORD", "p"), ("X_PASSWORD_FILE", "/nowhere")]).expect_err("invalid");
+        assert!(error.to_string().contains("X_PASSWORD_FILE: can't read /nowhere"));
+    }
+
+    #[test]
+    fn variables_without_effect_are_named_once() {
+        let (_, notes) =
+            read(&[("X_PASSWORD", "p"), ("CONSUMER_CANCEL_DELAY", "300"), ("STARTUP_DELAY", "5")]).expect("valid");
+        assert_eq!(notes.len(), 1);
+        assert!(notes[0].contains("CONSUMER_CANCEL_DELAY, STARTUP_DELAY"));
+    }
+
+    #[test]
+    fn an_unknown_log_level_falls_back_with_a_note() {
+        let (config, notes) = read(&[("X_PASSWORD", "p"), ("LOG_LEVEL", "loud")]).expect("valid");
+        assert_eq!(config.log.level, tracing::level_filters::LevelFilter::INFO);
+        assert_eq!(notes.len(), 1);
+    }
+
+    #[test]
+    fn a_batch_too_large_for_any_prefetch_is_refused() {
+        let error = read(&[("X_PASSWORD", "p"), ("X_BATCH_SIZE", "20000"), ("X_WRITERS", "8")]).expect_err("invalid");
+        assert!(error.to_string().contains("can't exceed 65535"));
+    }
+
+    #[test]
+    fn help_names_every_variable() {
+        let help = help_text(&[COMMON, OWN]);
+        for v in COMMON.iter().chain(OWN) {
+            assert!(help.contains(v.name));
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Dead letters: published by us, with confirms, and with headers that say why.
+
+use std::sync::Arc;
+
+use chrono::{SecondsFormat, Utc};
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Confirmation};
+use tokio::sync::Mutex;
+
+use crate::amqp::{Broker, BrokerError, answered};
+use crate::batch::Origin;
+use crate::data_type::Topology;
+
+/// Longest error text in a header, in characters.
+const MAX_DETAIL: usize = 1000;
+
+/// Why a message is dead-lettered.
+#[derive(Clone, Debug)]
+pub struct Reason {
+    /// Stable name: `invalid_json`, `not_an_object`, `missing_id`, `invalid_id` or `write_refused`.
+    pub reason: &'static str,
+    /// The database's code, or the reason again.
+    pub code: String,
+    /// The error's text.
+    pub detail: String,
+    /// The record's id, if it is known.
+    pub id: Option<String>,
+}
+
+/// Publishes to the dead-letter exchanges, on one channel in confirm mode.
+pub struct DeadLetters {
+    broker: Arc<Broker>,
+    worker: String,
+    channel: Mutex<Option<Channel>>,
+}
+
+impl DeadLetters {
+    /// A publisher that opens its channel on first use.
+    pub fn new(broker: Arc<Broker>, service: &str) -> Self {
+        DeadLetters { broker, worker: format!("{service}/{}", env!("CARGO_PKG_VERSION")), channel: Mutex::new(None) }
+    }
+
+    /// Publishes a message as it was received, with headers, and waits until the broker has it in the queue.
+    ///
+    /// # Errors
+    /// [`BrokerError`]: nothing may be acknowledged then.
+    pub async fn publish(
+        &self,
+        topology: &Topology,
+        body: &[u8],
+        origin: &Origin,
+        why: &Reason,
+    ) -> Result<(), BrokerError> {
+        let channel = self.channel().await?;
+        let published = channel.basic_publish(
+            topology.dead_letter_exchange.as_str().into(),
+            topology.queue.as_str().into(),
+            BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() },
+            body,
+            self.properties(topology, origin, why),
+        );
+        match answered(async { published.await?.await }).await? {
+            Confirmation::Ack(None) => Ok(()),
+            Confirmation::Ack(Some(returned)) => Err(BrokerError::NotTaken(format!(
+                "{} {}: {}",
+                returned.reply_code, returned.reply_text, topology.dead_letter_exchange
+            ))),
+            Confirmation::Nack(_) => Err(BrokerError::NotTaken("refused".to_owned())),
+            Confirmation::NotRequested => Err(BrokerError::NotTaken("not in confirm mode".to_owned())),
+        }
+    }
+
+    fn properties(&self, topology: &Topology, origin: &Origin, why: &Reason) -> BasicProperties {
+        let mut headers = origin.properties.headers().clone().unwrap_or_default();
+        put(&mut headers, "dead-letter-reason", why.reason);
+        put(&mut headers, "dead-letter-code", &why.code);
+        let detail: String = why.detail.chars().take(MAX_DETAIL).collect();
+        put(&mut headers, "dead-letter-detail", &detail);
+        put(&mut headers, "dead-letter-queue", &topology.queue);
+        put(&mut headers, "dead-letter-worker", &self.worker);
+        let stamp = |t: chrono::DateTime<Utc>| t.to_rfc3339_opts(SecondsFormat::Millis, true);
+        put(&mut headers, "dead-letter-received", &stamp(origin.received));
+        put(&mut headers, "dead-letter-time", &stamp(Utc::now()));
+        if let Some(id) = &why.id {
+            put(&mut headers, "dead-letter-id", id);
+        }
+        origin.properties.clone().with_headers(headers).with_delivery_mode(2)
+    }
+
+    async fn channel(&self) -> Result<Channel, BrokerError> {
+        let mut slot = self.channel.lock().await;
+        if let Some(channel) = slot.as_ref().filter(|c| c.status().connected()) {
+            return Ok(channel.clone());
+        }
+        let channel = self.broker.channel().await?;
+        answered(channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        *slot = Some(channel.clone());
+        Ok(channel)
+    }
+}
+
+fn put(headers: &mut FieldTable, key: &str, value: &str) {
+    headers.insert(key.into(), AMQPValue::LongString(value.into()));
+}

@@ -1,0 +1,62 @@
+//! The worker's HTTP server: `/health` (liveness), `/ready` (can it work?) and `/metrics` (Prometheus).
+
+use std::io;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::status::Status;
+
+#[derive(Clone)]
+struct Shared {
+    status: Arc<Status>,
+    metrics: PrometheusHandle,
+}
+
+/// Binds the port on all interfaces. Port 0 takes a free one.
+///
+/// # Errors
+/// If the port is taken.
+pub async fn bind(port: u16) -> io::Result<TcpListener> {
+    TcpListener::bind(("0.0.0.0", port)).await
+}
+
+/// Serves until the future is dropped.
+///
+/// # Errors
+/// If the listener fails.
+pub async fn serve(listener: TcpListener, status: Arc<Status>, metrics: PrometheusHandle) -> io::Result<()> {
+    let app = Router::new()
+        .route("/health", get(health))
+        .route("/ready", get(ready))
+        .route("/metrics", get(render))
+        .with_state(Shared { status, metrics });
+    axum::serve(listener, app).await
+}
+
+async fn health(State(shared): State<Shared>) -> Response {
+    let (healthy, body) = shared.status.health();
+    answer(healthy, body.to_string())
+}
+
+async fn ready(State(shared): State<Shared>) -> Response {
+    let reasons = shared.status.unready();
+    answer(reasons.is_empty(), json!({"ready": reasons.is_empty(), "reasons": reasons}).to_string())
+}
+
+async fn render(State(shared): State<Shared>) -> Response {
+    shared.metrics.run_upkeep();
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], shared.metrics.render()).into_response()
+}
+
+fn answer(good: bool, body: String) -> Response {
+    let code = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}

@@ -1,0 +1,27 @@
+//! What both workers share: the pipeline from a RabbitMQ queue to a database, and everything around it.
+//!
+//! Read [`pipeline`] first; it is the whole flow. Then, in the order of the flow: [`amqp`] (source), [`message`]
+//! (decode), [`batch`] (batcher), [`writer`] (retry and bisect), [`sink`] (what a worker adds), [`settle`] (acks),
+//! [`dead_letter`]. Around it: [`worker`] (life cycle), [`config`], [`status`] and [`http`], [`metrics`], [`logging`].
+
+pub mod amqp;
+pub mod backoff;
+pub mod batch;
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod data_type;
+pub mod dead_letter;
+pub mod http;
+pub mod logging;
+pub mod message;
+pub mod metrics;
+pub mod pipeline;
+pub mod settle;
+pub mod sink;
+pub mod status;
+pub mod worker;
+pub mod writer;
+pub mod year;
+
+pub use data_type::{DataType, Topology};

@@ -1,0 +1,464 @@
+//! The pipeline that both workers run, once per data type:
+//!
+//! ```text
+//!  queue ──▶ Source ──▶ decode ──▶ Batcher ──▶ waiting ──▶ Writer ──▶ Ledger ──▶ ack (multiple)
+//!            channel    id, hash    count |    one closed   bisect,    low
+//!            + prefetch             bytes |    batch        retry      watermark
+//!                                deadline
+//! ```
+//!
+//! Everything between two stages is bounded: the prefetch bounds what the broker sends, one batch fills, one closed
+//! batch waits, and `writers` batches are written at the same time. When the waiting place is taken, nothing is read.
+//! One task owns all of this for its queue; only the writes run beside it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lapin::message::Delivery;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::amqp::{Broker, BrokerError, Source};
+use crate::backoff::Backoff;
+use crate::batch::{Batch, Batcher, Item, Origin, Trigger};
+use crate::config::Config;
+use crate::data_type::{DataType, Topology};
+use crate::dead_letter::DeadLetters;
+use crate::message::{self, Control, Message};
+use crate::metrics as names;
+use crate::settle::SettleToken;
+use crate::sink::{Record, Sink, SinkError};
+use crate::status::Status;
+use crate::writer::{Interrupted, Writer};
+
+/// How often the loop looks whether its channel still lives.
+const WATCH: Duration = Duration::from_secs(1);
+/// How often the queue's depth is asked for.
+const DEPTH: Duration = Duration::from_secs(5);
+/// A consumer that gets nothing for this long although messages are waiting is made anew.
+const STALLED: Duration = Duration::from_secs(15);
+
+/// What a queue's pipeline works with.
+pub struct Queue<S> {
+    /// Which records.
+    pub data_type: DataType,
+    /// The worker's settings.
+    pub config: Arc<Config>,
+    /// The broker.
+    pub broker: Arc<Broker>,
+    /// The database.
+    pub sink: Arc<S>,
+    /// Where culprits go.
+    pub dead_letters: Arc<DeadLetters>,
+    /// Shared state.
+    pub status: Arc<Status>,
+    /// Asks for a drain.
+    pub shutdown: CancellationToken,
+}
+
+/// How a subscription ended.
+enum End {
+    /// Everything that was read is settled; the shutdown asked for it.
+    Drained,
+    /// The consumer, the channel or the connection is gone, or should be.
+    Lost(String),
+    /// The database takes nothing until somebody repairs it.
+    Paused(SinkError),
+}
+
+/// Runs one queue until the shutdown: subscribe, pipeline, and again after whatever ended it.
+pub async fn run<S: Sink>(queue: Queue<S>) {
+    let data_type = queue.data_type;
+    let topology = Topology::new(&queue.config.broker.prefix, queue.status.service, data_type);
+    let mut backoff = Backoff::outage();
+    while !queue.shutdown.is_cancelled() {
+        queue.status.turn(data_type);
+        let opened = match until(&queue.shutdown, prepare(&queue, &topology)).await {
+            None => return,
+            Some(opened) => opened,
+        };
+        let end = match opened {
+            Ok(source) => {
+                info!(
+                    data_type = data_type.name(),
+                    queue = topology.queue,
+                    prefetch_count = queue.config.prefetch,
+                    "👂 Consuming"
+                );
+                queue.status.trouble(data_type, None);
+                queue.status.consuming(data_type, true);
+                let subscribed = Instant::now();
+                let end = subscription(&queue, &topology, source).await;
+                queue.status.consuming(data_type, false);
+                if subscribed.elapsed() > STALLED {
+                    backoff = Backoff::outage();
+                }
+                end
+            }
+            Err(end) => end,
+        };
+        let trouble = match end {
+            End::Drained => return,
+            End::Lost(reason) => {
+                warn!(data_type = data_type.name(), reason, "🔌 Consumer lost, subscribing again");
+                metrics::counter!(names::RECONNECTS, "peer" => "queue").increment(1);
+                reason
+            }
+            End::Paused(error) => {
+                error!(
+                    data_type = data_type.name(),
+                    code = error.code,
+                    error = error.message,
+                    "⏸️ Paused: nothing can be written until this is repaired"
+                );
+                error.to_string()
+            }
+        };
+        queue.status.trouble(data_type, Some(trouble));
+        until(&queue.shutdown, sleep(backoff.pause())).await;
+    }
+}
+
+/// Makes sure that the database takes records before any is fetched, then subscribes.
+async fn prepare<S: Sink>(queue: &Queue<S>, topology: &Topology) -> Result<Source, End> {
+    let prepared = queue.sink.prepare().await;
+    queue.status.prepared(prepared.is_ok());
+    prepared.map_err(End::Paused)?;
+    let source = Source::open(&queue.broker, topology, queue.config.prefetch).await;
+    source.map_err(|e| End::Lost(e.to_string()))
+}
+
+/// The outcome of `future`, or `None` if the shutdown came first.
+async fn until<T>(shutdown: &CancellationToken, future: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        () = shutdown.cancelled() => None,
+        outcome = future => Some(outcome),
+    }
+}
+
+/// What one of the tasks beside the loop did.
+enum Done {
+    Batch(HashSet<String>, Result<(), Interrupted>),
+    Control(Control, SettleToken, Result<(), Interrupted>),
+}
+
+/// One subscription: the state that lives and dies with a channel.
+struct Subscription<'a, S: Sink> {
+    queue: &'a Queue<S>,
+    source: Source,
+    writer: Writer<S>,
+    batcher: Batcher<S::Payload>,
+    /// The closed batch that waits for a writer.
+    waiting: Option<(Batch<S::Payload>, Instant)>,
+    /// The control message that waits for everything before it.
+    control: Option<(Control, SettleToken)>,
+    tasks: JoinSet<Done>,
+    /// Ids of the batches that are being written: a batch with one of them waits, so that versions keep their order.
+    in_flight: HashSet<String>,
+    draining: bool,
+    last_delivery: Instant,
+}
+
+async fn subscription<S: Sink>(queue: &Queue<S>, topology: &Topology, source: Source) -> End {
+    let cancel = CancellationToken::new();
+    let writer = Writer {
+        sink: Arc::clone(&queue.sink),
+        dead_letters: Arc::clone(&queue.dead_letters),
+        data_type: queue.data_type,
+        topology: topology.clone(),
+        status: Arc::clone(&queue.status),
+        write_timeout: queue.config.write_timeout,
+        hold_limit: queue.config.hold_limit,
+        cancel: cancel.clone(),
+    };
+    let mut subscription = Subscription {
+        queue,
+        source,
+        writer,
+        batcher: Batcher::new(queue.config.limits),
+        waiting: None,
+        control: None,
+        tasks: JoinSet::new(),
+        in_flight: HashSet::new(),
+        draining: false,
+        last_delivery: Instant::now(),
+    };
+    let end = subscription.run().await;
+    cancel.cancel();
+    subscription.finish(&end).await;
+    end
+}
+
+impl<S: Sink> Subscription<'_, S> {
+    async fn run(&mut self) -> End {
+        let shutdown = self.queue.shutdown.clone();
+        let mut watch = interval(WATCH);
+        let mut depth = interval(DEPTH);
+        watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        depth.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            self.dispatch();
+            if self.draining && self.is_idle() {
+                return End::Drained;
+            }
+            let reading = !self.draining && self.waiting.is_none() && self.control.is_none();
+            let deadline = self.batcher.deadline().filter(|_| self.waiting.is_none());
+            let turn = tokio::select! {
+                biased; // finishing comes before starting
+                Some(done) = self.tasks.join_next() => self.settle(done).await,
+                () = shutdown.cancelled(), if !self.draining => self.drain().await,
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                    self.close(Trigger::Deadline);
+                    Ok(())
+                }
+                _ = watch.tick() => self.watch(),
+                _ = depth.tick() => self.depth().await,
+                delivery = self.source.next(), if reading => self.receive(delivery),
+            };
+            if let Err(end) = turn {
+                return end;
+            }
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.batcher.is_empty() && self.waiting.is_none() && self.tasks.is_empty() && self.control.is_none()
+    }
+
+    /// Decode and batch one delivery.
+    fn receive(&mut self, delivery: Option<Result<Delivery, lapin::Error>>) -> Result<(), End> {
+        let delivery = match delivery {
+            Some(Ok(delivery)) => delivery,
+            Some(Err(e)) => return Err(End::Lost(e.to_string())),
+            None => return Err(End::Lost("the consumer was cancelled or its channel closed".to_owned())),
+        };
+        let now = Instant::now();
+        self.last_delivery = now;
+        let data_type = self.queue.data_type;
+        metrics::counter!(names::RECEIVED, "data_type" => data_type.name()).increment(1);
+        metrics::counter!(names::RECEIVED_BYTES, "data_type" => data_type.name()).increment(delivery.data.len() as u64);
+        if delivery.redelivered {
+            metrics::counter!(names::REDELIVERED, "data_type" => data_type.name()).increment(1);
+        }
+        let token = self.source.ledger.register(delivery.delivery_tag);
+        let body = delivery.data;
+        let origin = |token| Origin {
+            token,
+            redelivered: delivery.redelivered,
+            properties: delivery.properties,
+            received: chrono::Utc::now(),
+        };
+        let item = match message::decode(&body) {
+            Ok(Message::Control(control)) => {
+                self.queue.status.received(data_type, false);
+                info!(data_type = data_type.name(), control = ?control, "🏁 Control message received");
+                self.control = Some((control, token));
+                self.close(Trigger::Drain);
+                return Ok(());
+            }
+            Ok(Message::Data(data)) => {
+                let payload = self.queue.sink.extract(data_type, &data);
+                let (id, hash) = (data.id, data.hash);
+                Item::Record(Record { id, hash, body, payload }, origin(token))
+            }
+            Err(reject) => Item::Reject(reject, body, origin(token)),
+        };
+        self.queue.status.received(data_type, true);
+        if let Some(batch) = self.batcher.push(item, now) {
+            self.closed(batch);
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, trigger: Trigger) {
+        if let Some(batch) = self.batcher.close(trigger) {
+            self.closed(batch);
+        }
+    }
+
+    fn closed(&mut self, batch: Batch<S::Payload>) {
+        let data_type = self.queue.data_type.name();
+        metrics::counter!(names::BATCHES, "data_type" => data_type, "trigger" => batch.trigger.name()).increment(1);
+        metrics::histogram!(names::BATCH_RECORDS, "data_type" => data_type).record(batch.items.len() as f64);
+        metrics::histogram!(names::BATCH_BYTES, "data_type" => data_type).record(batch.bytes as f64);
+        metrics::histogram!(names::BATCH_WAIT, "data_type" => data_type).record(batch.opened.elapsed().as_secs_f64());
+        debug_assert!(self.waiting.is_none(), "nothing is read while a batch waits");
+        self.waiting = Some((batch, Instant::now()));
+    }
+
+    /// Starts what may start: the waiting batch, or the control message once everything before it is settled.
+    fn dispatch(&mut self) {
+        if let Some((batch, _)) = &self.waiting
+            && self.tasks.len() < self.queue.config.writers
+            && !batch.ids().any(|id| self.in_flight.contains(id))
+        {
+            self.start_waiting();
+        }
+        if self.draining && self.waiting.is_none() && !self.batcher.is_empty() {
+            self.close(Trigger::Drain);
+            return self.dispatch();
+        }
+        if self.batcher.is_empty()
+            && self.waiting.is_none()
+            && self.tasks.is_empty()
+            && let Some((control, token)) = self.control.take()
+        {
+            let writer = self.writer.clone();
+            self.tasks.spawn(async move {
+                let outcome = writer.control(&control).await;
+                Done::Control(control, token, outcome)
+            });
+        }
+    }
+
+    fn start_waiting(&mut self) {
+        let Some((batch, since)) = self.waiting.take() else {
+            return;
+        };
+        let data_type = self.queue.data_type.name();
+        metrics::gauge!(names::BLOCKED, "data_type" => data_type, "stage" => "source")
+            .increment(since.elapsed().as_secs_f64());
+        let ids: HashSet<String> = batch.ids().map(str::to_owned).collect();
+        self.in_flight.extend(ids.iter().cloned());
+        let writer = self.writer.clone();
+        self.tasks.spawn(async move { Done::Batch(ids, writer.write(batch).await) });
+        self.gauges();
+    }
+
+    /// Takes note of a finished task and acknowledges what may be acknowledged.
+    async fn settle(&mut self, done: Result<Done, tokio::task::JoinError>) -> Result<(), End> {
+        let outcome = match done {
+            Ok(Done::Batch(ids, outcome)) => {
+                ids.iter().for_each(|id| {
+                    self.in_flight.remove(id);
+                });
+                outcome
+            }
+            Ok(Done::Control(control, token, outcome)) => {
+                if outcome.is_ok() {
+                    self.control_done(&control);
+                    token.settle();
+                }
+                outcome
+            }
+            Err(panic) => return Err(End::Lost(format!("a write died: {panic}"))),
+        };
+        self.ack().await?;
+        self.gauges();
+        outcome.map_err(|interrupted| match interrupted {
+            Interrupted::Fatal(error) | Interrupted::HeldTooLong(error) => End::Paused(error),
+            Interrupted::DeadLetter(error) => End::Lost(format!("dead-lettering failed: {error}")),
+            Interrupted::Cancelled => End::Lost("cancelled".to_owned()),
+        })
+    }
+
+    fn control_done(&self, control: &Control) {
+        let data_type = self.queue.data_type;
+        let kind = match control {
+            Control::FileComplete { total_processed } => {
+                let total = total_processed.unwrap_or_default();
+                info!(
+                    data_type = data_type.name(),
+                    total_processed = total,
+                    "✅ File processing complete for {data_type}! Total records processed: {total}"
+                );
+                "file_complete"
+            }
+            Control::ExtractionComplete(run) => {
+                info!(data_type = data_type.name(), version = run.version, "🏁 Received extraction_complete signal");
+                "extraction_complete"
+            }
+        };
+        metrics::counter!(names::CONTROL, "data_type" => data_type.name(), "kind" => kind).increment(1);
+        self.queue.status.completed(data_type);
+    }
+
+    async fn ack(&self) -> Result<(), End> {
+        let Some(frame) = self.source.ledger.ackable() else {
+            return Ok(());
+        };
+        let data_type = self.queue.data_type.name();
+        match self.source.ack(frame).await {
+            Ok(()) => {
+                metrics::counter!(names::ACK_FRAMES, "data_type" => data_type).increment(1);
+                Ok(())
+            }
+            Err(e) => {
+                metrics::counter!(names::ACKS_LOST, "data_type" => data_type).increment(frame.count as u64);
+                Err(End::Lost(format!("ack failed: {e}")))
+            }
+        }
+    }
+
+    /// The shutdown's first step: no new deliveries, and what was read is written.
+    async fn drain(&mut self) -> Result<(), End> {
+        self.draining = true;
+        self.queue.status.consuming(self.queue.data_type, false);
+        self.source.cancel().await.map_err(|e| End::Lost(e.to_string()))
+    }
+
+    fn watch(&mut self) -> Result<(), End> {
+        self.queue.status.turn(self.queue.data_type);
+        if !self.source.is_alive() {
+            return Err(End::Lost("the channel is closed".to_owned()));
+        }
+        if self.source.ledger.returned() > 0 && self.tasks.is_empty() {
+            return Err(End::Lost("undecided deliveries must go back".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Asks how many messages wait. A consumer that should get them but does not is replaced.
+    async fn depth(&mut self) -> Result<(), End> {
+        let (ready, consumers) = match self.source.depth().await {
+            Ok(depth) => depth,
+            Err(e @ BrokerError::Timeout) => return Err(End::Lost(e.to_string())),
+            Err(e) => return Err(End::Lost(format!("{}: {e}", self.source.queue()))),
+        };
+        metrics::gauge!(names::QUEUE_READY, "data_type" => self.queue.data_type.name()).set(f64::from(ready));
+        if self.draining {
+            return Ok(());
+        }
+        if consumers == 0 {
+            return Err(End::Lost("the broker knows no consumer of this queue".to_owned()));
+        }
+        let stalled = ready > 0 && self.source.ledger.open() == 0 && self.last_delivery.elapsed() > STALLED;
+        if stalled && self.is_idle() {
+            return Err(End::Lost(format!("{ready} messages wait, none was delivered")));
+        }
+        Ok(())
+    }
+
+    fn gauges(&self) {
+        let data_type = self.queue.data_type.name();
+        metrics::gauge!(names::IN_FLIGHT_BATCHES, "data_type" => data_type).set(self.tasks.len() as f64);
+        metrics::gauge!(names::IN_FLIGHT_RECORDS, "data_type" => data_type).set(self.in_flight.len() as f64);
+        metrics::gauge!(names::UNACKED, "data_type" => data_type).set(self.source.ledger.open() as f64);
+    }
+
+    /// Lets running attempts end, acknowledges what they committed, and hands the rest back by closing the channel.
+    async fn finish(mut self, end: &End) {
+        while let Some(done) = self.tasks.join_next().await {
+            if let Ok(Done::Control(control, token, Ok(()))) = done {
+                self.control_done(&control);
+                token.settle();
+            }
+        }
+        self.in_flight.clear();
+        self.gauges();
+        drop((self.waiting.take(), self.control.take(), self.batcher.close(Trigger::Drain)));
+        if !matches!(end, End::Lost(_)) || self.source.is_alive() {
+            let _ = self.ack().await; // lost acks were counted; their messages come back
+            for frame in self.source.ledger.scattered() {
+                let _ = self.source.ack(frame).await;
+            }
+        }
+        let returned = self.source.ledger.returned();
+        self.queue.status.returned(self.queue.data_type, returned);
+        metrics::counter!(names::RETURNED, "data_type" => self.queue.data_type.name()).increment(returned as u64);
+        self.source.close().await;
+    }
+}

@@ -1,0 +1,177 @@
+//! A worker's life: start, run the four pipelines, drain on a signal, report, exit.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, interval, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::amqp::Broker;
+use crate::config::Config;
+use crate::data_type::DataType;
+use crate::dead_letter::DeadLetters;
+use crate::pipeline::{self, Queue};
+use crate::sink::Sink;
+use crate::status::Status;
+use crate::{http, logging, metrics};
+
+/// How a worker ended, as its exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// 0: asked to stop, everything that was read is settled.
+    Clean,
+    /// 1: `check` found something wrong.
+    CheckFailed,
+    /// 2: could not start: the configuration is wrong, or the HTTP port is taken.
+    Fatal,
+    /// 3: asked to stop, and the drain took too long; what was not acknowledged comes back.
+    Forced,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(match exit {
+            Exit::Clean => 0,
+            Exit::CheckFailed => 1,
+            Exit::Fatal => 2,
+            Exit::Forced => 3,
+        })
+    }
+}
+
+/// Runs a worker until SIGTERM or SIGINT. `notes` are what the configuration wants to have said once.
+pub async fn run<S: Sink>(
+    service: &'static str,
+    database: &'static str,
+    config: Config,
+    notes: Vec<String>,
+    sink: S,
+) -> Exit {
+    logging::init(service, &config.log);
+    let status = Arc::new(Status::new(service, database));
+    let started = async {
+        let exporter = metrics::install(service).map_err(|e| e.to_string())?;
+        let listener = http::bind(config.health_port)
+            .await
+            .map_err(|e| format!("can't listen on port {}: {e}; set HEALTH_PORT", config.health_port))?;
+        let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+        match signals {
+            (Ok(term), Ok(int)) => Ok((exporter, listener, term, int)),
+            (Err(e), _) | (_, Err(e)) => Err(format!("can't handle signals: {e}")),
+        }
+    };
+    let (exporter, listener, mut term, mut int) = match started.await {
+        Ok(started) => started,
+        Err(reason) => {
+            error!(reason, "❌ Can't start");
+            return Exit::Fatal;
+        }
+    };
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        health_port = listener.local_addr().map(|a| a.port()).unwrap_or_default(),
+        batch_size = config.limits.count,
+        flush_interval = config.limits.interval.as_secs_f64(),
+        prefetch_count = config.prefetch,
+        writers = config.writers,
+        "🚀 Starting {service}"
+    );
+    for note in notes {
+        warn!("⚙️ {note}");
+    }
+    let http = tokio::spawn(http::serve(listener, Arc::clone(&status), exporter));
+    let exit = pipelines(config, sink, &status, async {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    })
+    .await;
+    http.abort();
+    exit
+}
+
+async fn pipelines<S: Sink>(config: Config, sink: S, status: &Arc<Status>, stop: impl Future<Output = ()>) -> Exit {
+    let (config, sink) = (Arc::new(config), Arc::new(sink));
+    let broker = Broker::new(config.broker.clone(), status.service);
+    let dead_letters = Arc::new(DeadLetters::new(Arc::clone(&broker), status.service));
+    let shutdown = CancellationToken::new();
+    let mut queues = JoinSet::new();
+    for data_type in DataType::ALL {
+        ::metrics::gauge!(metrics::CONCURRENCY, "data_type" => data_type.name()).set(config.writers as f64);
+        queues.spawn(pipeline::run(Queue {
+            data_type,
+            config: Arc::clone(&config),
+            broker: Arc::clone(&broker),
+            sink: Arc::clone(&sink),
+            dead_letters: Arc::clone(&dead_letters),
+            status: Arc::clone(status),
+            shutdown: shutdown.clone(),
+        }));
+    }
+    let background = tokio::spawn({
+        let sink = Arc::clone(&sink);
+        async move { sink.background().await }
+    });
+    stop.await;
+    let drain_started = Instant::now();
+    info!(timeout_secs = config.shutdown_timeout.as_secs_f64(), "🛑 Stopping: cancel consumers, flush, commit, ack");
+    status.stopping();
+    shutdown.cancel();
+    let clean = drain(&mut queues, drain_started + config.shutdown_timeout, status).await;
+    background.abort();
+    if clean {
+        broker.close().await;
+    }
+    report(status, drain_started.elapsed(), clean)
+}
+
+/// Waits for the queues until the deadline, and says every five seconds that some are not done.
+async fn drain(queues: &mut JoinSet<()>, deadline: Instant, status: &Status) -> bool {
+    let mut tick = interval(Duration::from_secs(5));
+    tick.tick().await;
+    loop {
+        let joined = tokio::select! {
+            joined = timeout_at(deadline, queues.join_next()) => joined,
+            _ = tick.tick() => {
+                warn!(queues = queues.len(), reasons = ?status.unready(), "⏳ Still draining");
+                continue;
+            }
+        };
+        match joined {
+            Ok(None) => return true,
+            Ok(Some(Ok(()))) => {}
+            Ok(Some(Err(e))) => error!(error = %e, "a queue's pipeline died"),
+            Err(_) => return false,
+        }
+    }
+}
+
+fn report(status: &Status, took: Duration, clean: bool) -> Exit {
+    ::metrics::gauge!(metrics::DRAIN).set(took.as_secs_f64());
+    let t = status.totals();
+    let settled = t.committed + t.dead_lettered + t.controls + t.returned;
+    info!(
+        drain_ms = took.as_millis() as u64,
+        received = t.received,
+        committed = t.committed,
+        dead_lettered = t.dead_lettered,
+        control_messages = t.controls,
+        returned = t.returned,
+        remained = t.received.saturating_sub(settled),
+        "👋 received = committed + dead-lettered + control messages + returned + remained"
+    );
+    if clean {
+        Exit::Clean
+    } else {
+        error!(
+            remained = t.received.saturating_sub(settled),
+            "the drain took too long; what remained comes back to the queues"
+        );
+        Exit::Forced
+    }
+}

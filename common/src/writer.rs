@@ -1,0 +1,309 @@
+//! Gets one batch into the database, whatever it takes: retries what is transient, bisects down to the culprit what is
+//! poisoned, dead-letters the culprit alone, and stops for what nobody's record can survive.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::backoff::Backoff;
+use crate::batch::{Batch, Item, Origin};
+use crate::data_type::{DataType, Topology};
+use crate::dead_letter::{DeadLetters, Reason};
+use crate::message::Control;
+use crate::metrics as names;
+use crate::sink::{Class, Record, Sink, SinkError, WriteReport};
+use crate::status::Status;
+
+/// What a write needs to know about its queue.
+pub struct Writer<S> {
+    /// The database.
+    pub sink: Arc<S>,
+    /// Where culprits go.
+    pub dead_letters: Arc<DeadLetters>,
+    /// What is written.
+    pub data_type: DataType,
+    /// The queue's names.
+    pub topology: Topology,
+    /// Shared state.
+    pub status: Arc<Status>,
+    /// Longest attempt.
+    pub write_timeout: Duration,
+    /// Longest time that a batch is held while the database is away.
+    pub hold_limit: Duration,
+    /// Ends retries: the channel that delivered these messages is gone, or the drain is over.
+    pub cancel: CancellationToken,
+}
+
+impl<S> Clone for Writer<S> {
+    fn clone(&self) -> Self {
+        Writer {
+            sink: Arc::clone(&self.sink),
+            dead_letters: Arc::clone(&self.dead_letters),
+            data_type: self.data_type,
+            topology: self.topology.clone(),
+            status: Arc::clone(&self.status),
+            write_timeout: self.write_timeout,
+            hold_limit: self.hold_limit,
+            cancel: self.cancel.clone(),
+        }
+    }
+}
+
+/// Why a batch was not finished. What it still held is undecided and comes back.
+#[derive(Clone, Debug)]
+pub enum Interrupted {
+    /// Nothing can be written until somebody repairs it.
+    Fatal(SinkError),
+    /// The database has been away for so long that the broker would soon take the messages back by force.
+    HeldTooLong(SinkError),
+    /// The channel is gone, or the drain is over.
+    Cancelled,
+    /// A culprit was found but the broker did not take it.
+    DeadLetter(String),
+}
+
+/// The versions of one record in a batch, oldest first. Only the last is written; the others share its fate.
+struct Versions<P>(Vec<(Record<P>, Origin)>);
+
+impl<P> Versions<P> {
+    fn newest(&self) -> Option<&Record<P>> {
+        self.0.last().map(|(record, _)| record)
+    }
+}
+
+impl<S: Sink> Writer<S> {
+    /// Writes a batch. On return every delivery in it is settled, or undecided because of the error.
+    ///
+    /// # Errors
+    /// [`Interrupted`].
+    pub async fn write(&self, batch: Batch<S::Payload>) -> Result<(), Interrupted> {
+        let started = Instant::now();
+        let size = batch.items.len();
+        let (records, rejects) = sort(batch.items);
+        for (reason, body, origin) in rejects {
+            self.dead_letter(&body, origin, reason).await?;
+        }
+        if !records.is_empty() {
+            self.write_parts(records, batch.opened).await?;
+        }
+        let took = started.elapsed();
+        let total = self.status.committed(self.data_type, 0);
+        info!(
+            data_type = self.data_type.name(),
+            batch_size = size,
+            batch_bytes = batch.bytes,
+            trigger = batch.trigger.name(),
+            duration_ms = took.as_millis() as u64,
+            records_per_sec = (size as f64 / took.as_secs_f64().max(1e-6)).round() as u64,
+            total_processed = total,
+            "✅ Batch processed"
+        );
+        Ok(())
+    }
+
+    async fn write_parts(&self, records: Vec<Versions<S::Payload>>, opened: Instant) -> Result<(), Interrupted> {
+        let again = records.iter().flat_map(|v| &v.0).any(|(_, origin)| origin.redelivered);
+        let mut parts = vec![records];
+        while let Some(mut part) = parts.pop() {
+            match self.attempts(&part, again, opened).await? {
+                Ok(report) => self.committed(part, report),
+                Err(poison) if part.len() > 1 => {
+                    metrics::counter!(names::BISECTIONS, "data_type" => self.data_type.name()).increment(1);
+                    warn!(data_type = self.data_type.name(), batch_size = part.len(), error = %poison, "🔬 Batch refused, splitting it");
+                    let half = part.split_off(part.len() / 2);
+                    parts.push(half);
+                    parts.push(part);
+                }
+                Err(poison) => {
+                    if let Some((record, origin)) = part.first_mut().and_then(|v| v.0.pop()) {
+                        let reason = Reason {
+                            reason: "write_refused",
+                            code: poison.code,
+                            detail: poison.message,
+                            id: Some(record.id),
+                        };
+                        self.dead_letter(&record.body, origin, reason).await?;
+                    }
+                    // The version before it was fine, as far as anybody knows: it is the newest now.
+                    part.retain(|versions| !versions.0.is_empty());
+                    if !part.is_empty() {
+                        parts.push(part);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries until the part is committed (`Ok(Ok)`) or found poisoned (`Ok(Err)`).
+    async fn attempts(
+        &self,
+        part: &[Versions<S::Payload>],
+        mut again: bool,
+        opened: Instant,
+    ) -> Result<Result<WriteReport, SinkError>, Interrupted> {
+        let newest: Vec<_> = part.iter().filter_map(Versions::newest).collect();
+        let mut retry = Retry::new(self, opened);
+        loop {
+            let started = Instant::now();
+            let written = timeout(self.write_timeout, self.sink.write(self.data_type, &newest, again)).await;
+            match written.unwrap_or_else(|_| Err(SinkError::timeout(self.write_timeout))) {
+                Ok(report) => {
+                    self.status.trouble(self.data_type, None);
+                    metrics::histogram!(names::WRITE, "data_type" => self.data_type.name(), "phase" => "total")
+                        .record(started.elapsed().as_secs_f64());
+                    return Ok(Ok(report));
+                }
+                Err(error) if error.class == Class::Poison => return Ok(Err(error)),
+                Err(error) => {
+                    again |= error.class == Class::Transient; // a conflict was rolled back for certain
+                    retry.after(error).await?;
+                }
+            }
+        }
+    }
+
+    fn committed(&self, part: Vec<Versions<S::Payload>>, report: WriteReport) {
+        let data_type = self.data_type.name();
+        let deliveries: usize = part.iter().map(|v| v.0.len()).sum();
+        for (outcome, count) in [
+            ("inserted", report.inserted),
+            ("updated", report.updated),
+            ("unchanged", report.unchanged),
+            ("deduplicated", deliveries - part.len()),
+        ] {
+            metrics::counter!(names::COMMITTED, "data_type" => data_type, "outcome" => outcome).increment(count as u64);
+        }
+        let now = chrono::Utc::now();
+        let latency = metrics::histogram!(names::END_TO_END, "data_type" => data_type);
+        for (_, origin) in part.into_iter().flat_map(|v| v.0) {
+            latency.record((now - origin.received).as_seconds_f64().max(0.0));
+            origin.token.settle();
+        }
+        self.status.committed(self.data_type, deliveries);
+    }
+
+    async fn dead_letter(&self, body: &[u8], origin: Origin, reason: Reason) -> Result<(), Interrupted> {
+        let mut retry = Retry::new(self, Instant::now());
+        while let Err(error) = self.bounded(self.sink.note_dead_letter(self.data_type)).await {
+            retry.after(error).await?;
+        }
+        self.dead_letters
+            .publish(&self.topology, body, &origin, &reason)
+            .await
+            .map_err(|e| Interrupted::DeadLetter(e.to_string()))?;
+        origin.token.settle();
+        self.status.dead_lettered(self.data_type);
+        metrics::counter!(names::DEAD_LETTERED, "data_type" => self.data_type.name(), "reason" => reason.reason)
+            .increment(1);
+        warn!(
+            data_type = self.data_type.name(),
+            reason = reason.reason,
+            code = reason.code,
+            id = reason.id,
+            detail = crate::message::shorten(&reason.detail),
+            "☠️ Message dead-lettered"
+        );
+        Ok(())
+    }
+
+    /// Lets a control message take effect. Every earlier delivery of this channel must be settled.
+    ///
+    /// # Errors
+    /// [`Interrupted`]; the control message comes back then.
+    pub async fn control(&self, control: &Control) -> Result<(), Interrupted> {
+        let mut retry = Retry::new(self, Instant::now());
+        while let Err(error) = self.bounded(self.sink.control(self.data_type, control)).await {
+            retry.after(error).await?;
+        }
+        self.status.trouble(self.data_type, None);
+        Ok(())
+    }
+
+    async fn bounded<T>(&self, work: impl Future<Output = Result<T, SinkError>>) -> Result<T, SinkError> {
+        timeout(self.write_timeout, work).await.unwrap_or_else(|_| Err(SinkError::timeout(self.write_timeout)))
+    }
+}
+
+/// The pauses after failed attempts of one piece of work.
+struct Retry<'a, S> {
+    writer: &'a Writer<S>,
+    since: Instant,
+    outage: Backoff,
+    conflict: Backoff,
+}
+
+impl<'a, S: Sink> Retry<'a, S> {
+    fn new(writer: &'a Writer<S>, since: Instant) -> Self {
+        Retry { writer, since, outage: Backoff::outage(), conflict: Backoff::conflict() }
+    }
+
+    /// Waits as the error's class demands, or says why waiting makes no sense.
+    async fn after(&mut self, error: SinkError) -> Result<(), Interrupted> {
+        let data_type = self.writer.data_type.name();
+        let labels = [
+            ("data_type", data_type.to_owned()),
+            ("class", error.class.name().to_owned()),
+            ("code", error.code.clone()),
+        ];
+        metrics::counter!(names::RETRIES, &labels).increment(1);
+        let pause = match error.class {
+            Class::Conflict => {
+                metrics::counter!(names::DEADLOCKS, "data_type" => data_type).increment(1);
+                self.conflict.pause()
+            }
+            // A record's fault can't come from work that has no record: wait for repair.
+            Class::Fatal | Class::Poison => return Err(Interrupted::Fatal(error)),
+            Class::Transient => {
+                if self.since.elapsed() > self.writer.hold_limit {
+                    return Err(Interrupted::HeldTooLong(error));
+                }
+                self.writer.status.trouble(self.writer.data_type, Some(error.to_string()));
+                let pause = self.outage.pause();
+                warn!(
+                    data_type,
+                    code = error.code,
+                    error = error.message,
+                    backoff_ms = pause.as_millis() as u64,
+                    "⏳ Backing off before retry"
+                );
+                pause
+            }
+        };
+        tokio::select! {
+            () = self.writer.cancel.cancelled() => Err(Interrupted::Cancelled),
+            () = sleep(pause) => Ok(()),
+        }
+    }
+}
+
+type Rejected = (Reason, Vec<u8>, Origin);
+
+/// Gathers the versions of each record, sorted by id, since a common order of locks prevents deadlocks; and the rejects.
+fn sort<P>(items: Vec<Item<P>>) -> (Vec<Versions<P>>, Vec<Rejected>) {
+    let mut by_id: HashMap<String, usize> = HashMap::with_capacity(items.len());
+    let mut records: Vec<Versions<P>> = Vec::with_capacity(items.len());
+    let mut rejects = Vec::new();
+    for item in items {
+        match item {
+            Item::Record(record, origin) => {
+                let at = *by_id.entry(record.id.clone()).or_insert_with(|| {
+                    records.push(Versions(Vec::with_capacity(1)));
+                    records.len() - 1
+                });
+                records[at].0.push((record, origin));
+            }
+            Item::Reject(reject, body, origin) => {
+                let reason =
+                    Reason { reason: reject.reason, code: reject.reason.to_owned(), detail: reject.detail, id: None };
+                rejects.push((reason, body, origin));
+            }
+        }
+    }
+    records.sort_by(|a, b| a.newest().map(|r| &r.id).cmp(&b.newest().map(|r| &r.id)));
+    (records, rejects)
+}

@@ -1,0 +1,93 @@
+//! Neo4j status code to class: the one place that decides what an error of Neo4j means.
+
+use common::sink::{Class, SinkError};
+use neo4rs::Error;
+
+/// The class of a status code (Neo4j status codes documentation). The longest prefix counts.
+const CLASSES: &[(&str, Class)] = &[
+    // Lost a race; rolled back, so again at once.
+    ("Neo.TransientError.Transaction.DeadlockDetected", Class::Conflict),
+    ("Neo.TransientError.Transaction.LockAcquisitionTimeout", Class::Conflict),
+    ("Neo.TransientError.Transaction.Outdated", Class::Conflict),
+    ("Neo.TransientError.Transaction.ConstraintsChanged", Class::Conflict),
+    ("Neo.ClientError.Statement.EntityNotFound", Class::Conflict), // deleted by somebody between two of our reads
+    // The server is away, busy or out of something. The predecessors took most of these for poison (contract §5.7).
+    ("Neo.TransientError", Class::Transient),
+    ("Neo.DatabaseError", Class::Transient),
+    ("Neo.ClientError.Transaction", Class::Transient), // terminated, timed out, lock client stopped
+    ("Neo.ClientError.Cluster", Class::Transient),
+    ("Neo.ClientError.General.ForbiddenOnReadOnlyDatabase", Class::Transient),
+    ("Neo.ClientError.Security.AuthorizationExpired", Class::Transient),
+    ("Neo.ClientError.Security.TokenExpired", Class::Transient),
+    // A record's own fault.
+    ("Neo.ClientError.Statement", Class::Poison), // a value that can't be a property
+    ("Neo.ClientError.Schema.ConstraintValidationFailed", Class::Poison),
+    ("Neo.ClientError.Request", Class::Poison), // a value that can't be transported
+    ("Neo.DatabaseError.Statement.ExecutionFailed", Class::Poison), // e.g. a value too long for its index
+    // Anything else: wrong password, missing database, missing privilege, a statement that this server doesn't know.
+    ("Neo.ClientError.Statement.SyntaxError", Class::Fatal),
+    ("Neo.ClientError.Statement.AccessMode", Class::Fatal),
+    ("", Class::Fatal),
+];
+
+/// The class of a status code.
+pub fn class(code: &str) -> Class {
+    CLASSES
+        .iter()
+        .filter(|(prefix, _)| code.starts_with(prefix))
+        .max_by_key(|(prefix, _)| prefix.len())
+        .map_or(Class::Fatal, |(_, class)| *class)
+}
+
+/// Classifies an error of the client.
+pub fn classify(error: &Error) -> SinkError {
+    match error {
+        Error::Neo4j(e) => SinkError::new(class(e.code()), e.code(), e.message()),
+        Error::AuthenticationError(message) => SinkError::new(Class::Fatal, "authentication", message.clone()),
+        Error::StringTooLong | Error::MapTooBig | Error::BytesTooBig | Error::ListTooLong => {
+            SinkError::new(Class::Poison, "too_large", error.to_string())
+        }
+        Error::UnsupportedVersion(..)
+        | Error::ProtocolMismatch(_)
+        | Error::InvalidConfig
+        | Error::UnsupportedScheme(_) => SinkError::new(Class::Fatal, "protocol", error.to_string()),
+        other => SinkError::new(Class::Transient, "io", other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_its_class() {
+        for (codes, expected) in [
+            (
+                "Neo.TransientError.Transaction.DeadlockDetected Neo.ClientError.Statement.EntityNotFound",
+                Class::Conflict,
+            ),
+            (
+                "Neo.TransientError.General.DatabaseUnavailable Neo.TransientError.General.MemoryPoolOutOfMemoryError \
+                 Neo.ClientError.Transaction.Terminated Neo.ClientError.Transaction.LockClientStopped \
+                 Neo.ClientError.Transaction.TransactionTimedOut Neo.ClientError.Transaction.TransactionTimedOutClientConfiguration \
+                 Neo.DatabaseError.General.OutOfMemoryError Neo.DatabaseError.General.UnknownError Neo.ClientError.Cluster.NotALeader \
+                 Neo.ClientError.General.ForbiddenOnReadOnlyDatabase Neo.ClientError.Security.AuthorizationExpired",
+                Class::Transient,
+            ),
+            (
+                "Neo.ClientError.Statement.TypeError Neo.ClientError.Statement.ArgumentError \
+                 Neo.ClientError.Schema.ConstraintValidationFailed Neo.DatabaseError.Statement.ExecutionFailed",
+                Class::Poison,
+            ),
+            (
+                "Neo.ClientError.Security.Unauthorized Neo.ClientError.Security.Forbidden Neo.ClientError.Database.DatabaseNotFound \
+                 Neo.ClientError.Statement.SyntaxError Neo.ClientError.Schema.IndexNotFound Something.Else",
+                Class::Fatal,
+            ),
+        ] {
+            for code in codes.split_whitespace() {
+                assert_eq!(class(code), expected, "{code}");
+            }
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! What happens when all four types of a run are complete: isolated stubs go, statistics are computed (contract §5.9).
+//!
+//! Each `extraction_complete` adds its type to the run's node, in one statement under that node's lock; the last one
+//! raises `requested`. The work itself runs beside the pipelines, in one replica (a lease on the node), until `completed`
+//! has caught up; so a restart resumes it, and a signal that comes while it runs makes it run once more.
+
+use std::time::Duration;
+
+use chrono::DateTime;
+use common::DataType;
+use common::backoff::Backoff;
+use common::message::ExtractionComplete;
+use common::sink::SinkError;
+use neo4rs::{Graph, Query, Row, query};
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use crate::errors::classify;
+use crate::sink::Neo4jSink;
+use crate::statements::label;
+
+/// How often to look for runs whose replica died.
+const LOOK: Duration = Duration::from_secs(30);
+/// How long a replica may be silent before another one takes over its maintenance. Longer than any single statement
+/// is likely to take; if one takes longer still, two replicas compute the same numbers.
+const LEASE: Duration = Duration::from_secs(900);
+/// Nodes per transaction of the clean-up. (16 GiB were not enough for the predecessors' single transaction.)
+const CLEANUP_PAGE: i64 = 5000;
+/// Labels per transaction of the statistics.
+const LABEL_PAGE: i64 = 200;
+
+/// Notes that a type of this run is complete. An older run than the one noted changes nothing, a newer run of the same
+/// version starts from nothing. `ExtractionCompletion` mirrors the result for whoever reads it (contract §5.2).
+pub fn signal(data_type: DataType, run: &ExtractionComplete) -> Query {
+    let started = DateTime::parse_from_rfc3339(&run.started_at).map_or(0, |t| t.timestamp_micros());
+    query(
+        "MERGE (r:IngestRun {version: $version})
+           ON CREATE SET r.started = $started, r.signals = [], r.requested = 0, r.completed = 0
+         SET r.touched = datetime()
+         WITH r WHERE $started >= r.started
+         SET r.signals = CASE WHEN $started > r.started THEN [] ELSE r.signals END, r.started = $started
+         SET r.signals = [t IN $types WHERE t = $type OR t IN r.signals]
+         SET r.requested = r.requested + CASE WHEN size(r.signals) = size($types) THEN 1 ELSE 0 END
+         MERGE (c:ExtractionCompletion {version: $version}) ON CREATE SET c.created_at = datetime()
+         SET c.signals = r.signals, c.updated_at = datetime()",
+    )
+    .param("version", run.version.as_str())
+    .param("started", started)
+    .param("type", data_type.name())
+    .param("types", DataType::ALL.map(|t| t.name()).to_vec())
+}
+
+/// Does what was asked for, for ever.
+pub async fn run(sink: &Neo4jSink) {
+    let owner = format!("{:016x}", fastrand::u64(..));
+    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(120));
+    loop {
+        match next(sink, &owner).await {
+            Ok(true) => backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(120)),
+            Ok(false) => {
+                let _ = timeout(LOOK, sink.maintenance_requested.notified()).await;
+            }
+            Err(e) => {
+                warn!(code = e.code, error = e.message, "🧹 Post-import maintenance failed, trying again");
+                sink.maintenance.discard();
+                sleep(backoff.pause()).await;
+            }
+        }
+    }
+}
+
+/// Does the maintenance of one run. False if none is asked for, or another replica does it.
+async fn next(sink: &Neo4jSink, owner: &str) -> Result<bool, SinkError> {
+    let graph = sink.maintenance.graph()?;
+    let Some(row) = one(&graph, claim(owner)).await? else {
+        return Ok(false);
+    };
+    let (version, requested): (String, i64) = (get(&row, "version")?, get(&row, "requested")?);
+    info!(version, "🏁 All data types complete — running post-import maintenance");
+    let job = Job { graph, version, owner };
+    for data_type in DataType::ALL {
+        job.remove_stubs(data_type).await?;
+    }
+    job.named_statistics("Genre", "style", "Style").await?;
+    job.named_statistics("Style", "genre", "Genre").await?;
+    job.label_statistics().await?;
+    let done =
+        query("MATCH (r:IngestRun {version: $version}) SET r.completed = $requested, r.owner = NULL RETURN 1 AS done")
+            .param("version", job.version.as_str())
+            .param("requested", requested);
+    one(&job.graph, done).await?;
+    info!(version = job.version, "✅ Post-import maintenance complete");
+    Ok(true)
+}
+
+fn claim(owner: &str) -> Query {
+    query(
+        "MATCH (r:IngestRun) WHERE r.requested > r.completed
+         SET r.touched = datetime()
+         WITH r WHERE r.requested > r.completed AND (r.owner IS NULL OR r.owner = $owner OR r.lease < timestamp())
+         WITH r ORDER BY r.started LIMIT 1
+         SET r.owner = $owner, r.lease = timestamp() + $lease
+         RETURN r.version AS version, r.requested AS requested",
+    )
+    .param("owner", owner)
+    .param("lease", LEASE.as_millis() as i64)
+}
+
+/// The maintenance of one run.
+struct Job<'a> {
+    graph: Graph,
+    version: String,
+    owner: &'a str,
+}
+
+impl Job<'_> {
+    /// Keeps other replicas from taking over.
+    async fn renew(&self) -> Result<(), SinkError> {
+        let renew = query("MATCH (r:IngestRun {version: $version, owner: $owner}) SET r.lease = timestamp() + $lease RETURN 1 AS mine")
+            .param("version", self.version.as_str())
+            .param("owner", self.owner)
+            .param("lease", LEASE.as_millis() as i64);
+        match one(&self.graph, renew).await? {
+            Some(_) => Ok(()),
+            None => {
+                Err(SinkError::new(common::sink::Class::Conflict, "lease", "another replica took over the maintenance"))
+            }
+        }
+    }
+
+    /// Deletes nodes without hash that nothing refers to, page by page along the index of ids.
+    async fn remove_stubs(&self, data_type: DataType) -> Result<(), SinkError> {
+        let label = label(data_type);
+        let page = format!(
+            "MATCH (n:{label}) WHERE n.id > $after WITH n ORDER BY n.id LIMIT $page
+             WITH collect(n) AS nodes, max(n.id) AS last
+             CALL (nodes) {{
+               UNWIND nodes AS n WITH n WHERE n.sha256 IS NULL AND NOT (n)--() DELETE n RETURN count(*) AS deleted
+             }}
+             RETURN last, deleted"
+        );
+        let (mut after, mut deleted) = (String::new(), 0);
+        loop {
+            self.renew().await?;
+            let statement = query(&page).param("after", after.as_str()).param("page", CLEANUP_PAGE);
+            let Some(row) = one(&self.graph, statement).await? else { break };
+            deleted += get::<i64>(&row, "deleted")?;
+            match get::<Option<String>>(&row, "last")? {
+                Some(last) => after = last,
+                None => break,
+            }
+        }
+        info!(label, deleted, "🧹 Cleaned up {deleted} stub {label} nodes (no sha256 property)");
+        Ok(())
+    }
+
+    /// Statistics of genres or styles, one per transaction. `other` is the kind that is counted beside it.
+    async fn named_statistics(&self, label: &str, other: &str, other_label: &str) -> Result<(), SinkError> {
+        let statement = format!(
+            "MATCH (x:{label} {{name: $name}})
+             CALL (x) {{ MATCH (r:Release)-[:IS]->(x) RETURN count(DISTINCT r) AS releases, min(CASE WHEN r.year > 0 THEN r.year END) AS first }}
+             CALL (x) {{ MATCH (r:Release)-[:IS]->(x) MATCH (r)-[:BY]->(a:Artist) RETURN count(DISTINCT a) AS artists }}
+             CALL (x) {{ MATCH (r:Release)-[:IS]->(x) MATCH (r)-[:ON]->(l:Label) RETURN count(DISTINCT l) AS labels }}
+             CALL (x) {{ MATCH (r:Release)-[:IS]->(x) MATCH (r)-[:IS]->(o:{other_label}) RETURN count(DISTINCT o) AS others }}
+             SET x.release_count = releases, x.artist_count = artists, x.label_count = labels, x.{other}_count = others, x.first_year = first
+             RETURN 1 AS done"
+        );
+        let names = query(&format!("MATCH (x:{label}) RETURN collect(x.name) AS names"));
+        let names: Vec<String> = match one(&self.graph, names).await? {
+            Some(row) => get(&row, "names")?,
+            None => Vec::new(),
+        };
+        for name in names {
+            self.renew().await?;
+            one(&self.graph, query(&statement).param("name", name)).await?;
+        }
+        Ok(())
+    }
+
+    /// Statistics of labels, page by page.
+    async fn label_statistics(&self) -> Result<(), SinkError> {
+        let statement = "MATCH (x:Label) WHERE x.id > $after WITH x ORDER BY x.id LIMIT $page
+             CALL (x) { MATCH (r:Release)-[:ON]->(x) RETURN count(DISTINCT r) AS releases }
+             CALL (x) { MATCH (r:Release)-[:ON]->(x) MATCH (r)-[:BY]->(a:Artist) RETURN count(DISTINCT a) AS artists }
+             CALL (x) { MATCH (r:Release)-[:ON]->(x) MATCH (r)-[:IS]->(g:Genre) RETURN count(DISTINCT g) AS genres }
+             SET x.release_count = releases, x.artist_count = artists, x.genre_count = genres
+             RETURN max(x.id) AS last";
+        let mut after = String::new();
+        loop {
+            self.renew().await?;
+            let page = query(statement).param("after", after.as_str()).param("page", LABEL_PAGE);
+            match one(&self.graph, page).await? {
+                Some(row) => match get::<Option<String>>(&row, "last")? {
+                    Some(last) => after = last,
+                    None => return Ok(()),
+                },
+                None => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Runs a statement, retried by the client while it is transient, and returns its first row.
+async fn one(graph: &Graph, statement: Query) -> Result<Option<Row>, SinkError> {
+    let mut rows = graph.execute(statement).await.map_err(|e| classify(&e))?;
+    let first = rows.next().await.map_err(|e| classify(&e))?;
+    while rows.next().await.map_err(|e| classify(&e))?.is_some() {}
+    Ok(first)
+}
+
+fn get<'a, T: serde::Deserialize<'a>>(row: &'a Row, key: &str) -> Result<T, SinkError> {
+    row.get(key).map_err(|e| SinkError::new(common::sink::Class::Fatal, "result", e.to_string()))
+}

@@ -1,0 +1,126 @@
+//! Constraints and indexes of the contract (§5.1), and those of the worker's own bookkeeping. Only what is missing is
+//! created; nothing is ever dropped.
+
+use std::collections::HashSet;
+
+use common::config::SchemaMode;
+use neo4rs::{Graph, query};
+use tracing::info;
+
+/// One constraint or index: what it is on decides whether it exists, whatever its name.
+struct Object {
+    /// `UNIQUENESS`, `RANGE` or `FULLTEXT`, as `SHOW` calls them (uniqueness has had two names).
+    kind: &'static str,
+    name: &'static str,
+    label: &'static str,
+    property: &'static str,
+}
+
+const fn unique(name: &'static str, label: &'static str, property: &'static str) -> Object {
+    Object { kind: "UNIQUENESS", name, label, property }
+}
+
+const fn range(name: &'static str, label: &'static str, property: &'static str) -> Object {
+    Object { kind: "RANGE", name, label, property }
+}
+
+const fn fulltext(name: &'static str, label: &'static str, property: &'static str) -> Object {
+    Object { kind: "FULLTEXT", name, label, property }
+}
+
+const OBJECTS: &[Object] = &[
+    unique("artist_id", "Artist", "id"),
+    unique("label_id", "Label", "id"),
+    unique("master_id", "Master", "id"),
+    unique("release_id", "Release", "id"),
+    unique("genre_name", "Genre", "name"),
+    unique("style_name", "Style", "name"),
+    unique("user_id", "User", "id"),
+    unique("person_name", "Person", "name"),
+    range("artist_sha256", "Artist", "sha256"),
+    range("label_sha256", "Label", "sha256"),
+    range("master_sha256", "Master", "sha256"),
+    range("release_sha256", "Release", "sha256"),
+    range("artist_name", "Artist", "name"),
+    range("label_name", "Label", "name"),
+    range("release_year_index", "Release", "year"),
+    range("master_year_index", "Master", "year"),
+    range("genre_first_year_index", "Genre", "first_year"),
+    range("style_first_year_index", "Style", "first_year"),
+    range("person_credit_count", "Person", "credit_count"),
+    range("artist_mbid", "Artist", "mbid"),
+    range("label_mbid", "Label", "mbid"),
+    range("release_mbid", "Release", "mbid"),
+    range("master_mbid", "Master", "mbid"),
+    fulltext("artist_name_fulltext", "Artist", "name"),
+    fulltext("release_title_fulltext", "Release", "title"),
+    fulltext("label_name_fulltext", "Label", "name"),
+    fulltext("genre_name_fulltext", "Genre", "name"),
+    fulltext("style_name_fulltext", "Style", "name"),
+    fulltext("person_name_fulltext", "Person", "name"),
+    // Bookkeeping: one node per run of the extractor, and one per credit that waits for its artist.
+    unique("ingest_run_version", "IngestRun", "version"),
+    unique("ingest_pending_link_pair", "IngestPendingLink", "pair"),
+    range("ingest_pending_link_artist", "IngestPendingLink", "artist"),
+];
+
+impl Object {
+    fn create(&self) -> String {
+        let Object { name, label, property, .. } = self;
+        match self.kind {
+            "UNIQUENESS" => {
+                format!("CREATE CONSTRAINT {name} IF NOT EXISTS FOR (n:{label}) REQUIRE n.{property} IS UNIQUE")
+            }
+            "FULLTEXT" => format!("CREATE FULLTEXT INDEX {name} IF NOT EXISTS FOR (n:{label}) ON EACH [n.{property}]"),
+            _ => format!("CREATE INDEX {name} IF NOT EXISTS FOR (n:{label}) ON (n.{property})"),
+        }
+    }
+}
+
+/// Brings the schema about, or looks whether it is there. Returns the names of what is still missing.
+///
+/// # Errors
+/// The database's.
+pub async fn apply(graph: &Graph, mode: SchemaMode) -> Result<Vec<String>, neo4rs::Error> {
+    if mode == SchemaMode::Off {
+        return Ok(Vec::new());
+    }
+    let missing = missing(graph).await?;
+    if mode == SchemaMode::Check {
+        return Ok(missing.iter().map(|o| o.name.to_owned()).collect());
+    }
+    for object in &missing {
+        graph.run(query(&object.create())).await?;
+        info!(name = object.name, "🏗️ Created");
+    }
+    if !missing.is_empty() {
+        graph.run(query("CALL db.awaitIndexes(300)")).await?;
+    }
+    Ok(Vec::new())
+}
+
+async fn missing(graph: &Graph) -> Result<Vec<&'static Object>, neo4rs::Error> {
+    let mut present: HashSet<(String, String, String)> = HashSet::new();
+    for (show, named) in [
+        ("SHOW CONSTRAINTS YIELD type, labelsOrTypes, properties", Some("UNIQUENESS")),
+        ("SHOW INDEXES YIELD type, labelsOrTypes, properties", None),
+    ] {
+        let mut rows = graph.execute(query(show)).await?;
+        while let Some(row) = rows.next().await? {
+            let kind: String = row.get("type")?;
+            // Lookup indexes have neither label nor property.
+            let labels: Vec<String> = row.get("labelsOrTypes").unwrap_or_default();
+            let properties: Vec<String> = row.get("properties").unwrap_or_default();
+            let kind = match named {
+                Some(name) if kind.contains("UNIQUENESS") => name.to_owned(), // NODE_PROPERTY_UNIQUENESS since 2025
+                Some(_) => continue,
+                None => kind,
+            };
+            if let ([label], [property]) = (&labels[..], &properties[..]) {
+                present.insert((kind, label.clone(), property.clone()));
+            }
+        }
+    }
+    let key = |o: &Object| (o.kind.to_owned(), o.label.to_owned(), o.property.to_owned());
+    Ok(OBJECTS.iter().filter(|o| !present.contains(&key(o))).collect())
+}

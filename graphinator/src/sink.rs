@@ -1,0 +1,185 @@
+//! A batch in Neo4j: compare hashes, prune, write, all in one transaction; then the SAME_AS edges that waited for it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::DataType;
+use common::config::SchemaMode;
+use common::message::{Control, Data};
+use common::metrics::WRITE;
+use common::sink::{Class, Record, Sink, SinkError, WriteReport};
+use neo4rs::{Query, Txn, query};
+use tokio::sync::{Mutex, Notify, Semaphore};
+
+use crate::config::Neo4jConfig;
+use crate::connect::Connector;
+use crate::errors::classify;
+use crate::record::{self, Payload};
+use crate::{maintenance, schema, statements};
+
+/// Longest wait for one statement of the maintenance: statistics of the largest genre read millions of releases.
+const MAINTENANCE_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// The worker's database.
+pub struct Neo4jSink {
+    connector: Connector,
+    /// Beside the pipelines' connections, with more patience.
+    pub(crate) maintenance: Arc<Connector>,
+    schema: SchemaMode,
+    preparing: Mutex<()>,
+    transactions: Semaphore,
+    pub(crate) maintenance_requested: Notify,
+}
+
+impl Neo4jSink {
+    /// A sink that connects on first use; `timeout` bounds each wait for an answer of the pipelines.
+    pub fn new(config: &Neo4jConfig, schema: SchemaMode, timeout: Duration) -> Self {
+        Neo4jSink {
+            connector: Connector::new(config.clone(), timeout),
+            maintenance: Arc::new(Connector::new(config.clone(), MAINTENANCE_TIMEOUT)),
+            schema,
+            preparing: Mutex::new(()),
+            transactions: Semaphore::new(config.transactions),
+            maintenance_requested: Notify::new(),
+        }
+    }
+
+    /// Classifies, and gets rid of connections whose state is unknown.
+    fn failed(&self, error: &neo4rs::Error) -> SinkError {
+        if !matches!(error, neo4rs::Error::Neo4j(_)) {
+            self.connector.discard();
+        }
+        classify(error)
+    }
+
+    async fn run(&self, statement: Query) -> Result<(), SinkError> {
+        self.connector.graph()?.run(statement).await.map_err(|e| self.failed(&e))
+    }
+}
+
+impl Sink for Neo4jSink {
+    type Payload = Payload;
+
+    fn extract(&self, data_type: DataType, data: &Data<'_>) -> Payload {
+        record::extract(data_type, data)
+    }
+
+    async fn prepare(&self) -> Result<(), SinkError> {
+        let _one_at_a_time = self.preparing.lock().await;
+        let graph = self.connector.graph()?;
+        let missing = schema::apply(&graph, self.schema).await.map_err(|e| self.failed(&e))?;
+        if !missing.is_empty() {
+            let what = format!("missing: {}; create them, or set SCHEMA=ensure", missing.join(", "));
+            return Err(SinkError::new(Class::Fatal, "schema", what));
+        }
+        graph.run(query("RETURN 1")).await.map_err(|e| self.failed(&e))
+    }
+
+    async fn write(
+        &self,
+        data_type: DataType,
+        batch: &[&Record<Payload>],
+        again: bool,
+    ) -> Result<WriteReport, SinkError> {
+        let _permit = self.transactions.acquire().await;
+        let guard = Unfinished(&self.connector);
+        let graph = self.connector.graph()?;
+        let mut transaction = graph.start_txn().await.map_err(|e| self.failed(&e))?;
+        let mut written = write(&mut transaction, data_type, batch).await;
+        if written.is_ok() {
+            let commit = Instant::now();
+            if let Err(e) = transaction.commit().await {
+                written = Err(e);
+            }
+            phase(data_type, "commit", commit);
+        }
+        let (report, changed) = written.map_err(|e| self.failed(&e))?;
+        // After the commit, so that this batch and one that runs beside it can't both miss the other: whichever commits
+        // last sees the other's artists or waiting credits here. What was written before may lack this step.
+        let linkable = statements::artist_ids(if again { batch } else { &changed });
+        if !linkable.is_empty() {
+            let link = Instant::now();
+            self.run(statements::link(linkable)).await?;
+            phase(data_type, "link", link);
+        }
+        guard.finish();
+        Ok(report)
+    }
+
+    async fn note_dead_letter(&self, _: DataType) -> Result<(), SinkError> {
+        Ok(()) // nothing is ever removed because it was not seen
+    }
+
+    async fn control(&self, data_type: DataType, control: &Control) -> Result<(), SinkError> {
+        match control {
+            Control::FileComplete { .. } => Ok(()),
+            Control::ExtractionComplete(run) => {
+                self.run(maintenance::signal(data_type, run)).await?;
+                self.maintenance_requested.notify_one();
+                Ok(())
+            }
+        }
+    }
+
+    async fn background(&self) {
+        maintenance::run(self).await;
+    }
+}
+
+/// Discards the pool if an attempt is cancelled half-way (it took too long): see [`Connector::discard`].
+struct Unfinished<'a>(&'a Connector);
+
+impl Unfinished<'_> {
+    fn finish(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        self.0.discard();
+    }
+}
+
+/// The statements of one batch. Returns what was done, and the records that were new or changed.
+async fn write<'a>(
+    transaction: &mut Txn,
+    data_type: DataType,
+    batch: &[&'a Record<Payload>],
+) -> Result<(WriteReport, Vec<&'a Record<Payload>>), neo4rs::Error> {
+    let check = Instant::now();
+    let mut rows = transaction.execute(statements::check(data_type, batch)).await?;
+    let (mut unchanged, mut changed) = (HashSet::new(), HashSet::new());
+    while let Some(row) = rows.next(&mut *transaction).await? {
+        unchanged = row.get::<HashSet<usize>>("unchanged")?;
+        changed = row.get::<HashSet<usize>>("changed")?;
+    }
+    phase(data_type, "check", check);
+    let report = WriteReport {
+        unchanged: unchanged.len(),
+        updated: changed.len(),
+        inserted: batch.len() - unchanged.len() - changed.len(),
+    };
+    let at = |positions: &dyn Fn(usize) -> bool| -> Vec<&'a Record<Payload>> {
+        batch.iter().enumerate().filter(|(i, _)| positions(*i)).map(|(_, r)| *r).collect()
+    };
+    if !changed.is_empty()
+        && let Some(statement) = statements::prune(data_type, &at(&|i| changed.contains(&i)))
+    {
+        let prune = Instant::now();
+        transaction.run(statement).await?;
+        phase(data_type, "prune", prune);
+    }
+    let rest = at(&|i| !unchanged.contains(&i));
+    if !rest.is_empty() {
+        let merge = Instant::now();
+        transaction.run(statements::write(data_type, &rest)).await?;
+        phase(data_type, "merge", merge);
+    }
+    Ok((report, rest))
+}
+
+fn phase(data_type: DataType, phase: &'static str, since: Instant) {
+    metrics::histogram!(WRITE, "data_type" => data_type.name(), "phase" => phase).record(since.elapsed().as_secs_f64());
+}

@@ -1,0 +1,377 @@
+//! What a batch becomes in Cypher.
+//!
+//! One statement per type writes a batch: it merges the records' nodes, keeps them as a list, and then walks the
+//! *targets* of each edge type, sorted and each once, creating the edges to the records that a target names by their
+//! position in that list. So every target is looked up and locked once per batch, in the same order everywhere, and
+//! parameters carry only what is used.
+
+use std::collections::BTreeMap;
+
+use common::DataType;
+use common::sink::Record;
+use neo4rs::{BoltList, BoltMap, BoltNull, BoltType, Query, query};
+
+use crate::record::{Artist, Credit, Edition, Label, Payload, Work};
+use crate::roles;
+
+/// Where Discogs' API has an artist (contract §5.2).
+const ARTIST_URL: &str = "https://api.discogs.com/artists/";
+
+/// Compares hashes on the server. Returns the positions of records that are there with the same hash (`unchanged`), and
+/// of those there with another one (`changed`), whose edges must be pruned. An empty hash is never equal (contract, D.3);
+/// a node without hash is a stub and has no edges of its own.
+pub fn check(data_type: DataType, records: &[&Record<Payload>]) -> Query {
+    let label = label(data_type);
+    query(&format!(
+        "UNWIND range(0, size($ids) - 1) AS i \
+         MATCH (n:{label} {{id: $ids[i]}}) WHERE n.sha256 IS NOT NULL \
+         WITH i, n.sha256 = $hashes[i] AND $hashes[i] <> '' AS same \
+         RETURN collect(CASE WHEN same THEN i END) AS unchanged, collect(CASE WHEN NOT same THEN i END) AS changed"
+    ))
+    .param("ids", list(records.iter().map(|r| r.id.as_str())))
+    .param("hashes", list(records.iter().map(|r| r.hash.as_str())))
+}
+
+/// Node label of a type.
+pub const fn label(data_type: DataType) -> &'static str {
+    match data_type {
+        DataType::Artists => "Artist",
+        DataType::Labels => "Label",
+        DataType::Masters => "Master",
+        DataType::Releases => "Release",
+    }
+}
+
+const ARTISTS: &str = "
+UNWIND $rows AS r
+MERGE (n:Artist {id: r.id})
+SET n.name = r.name, n.resource_url = $url + r.id, n.releases_url = $url + r.id + '/releases', n.sha256 = r.sha256
+WITH collect(n) AS nodes
+CALL (nodes) {
+  UNWIND $members AS t MERGE (o:Artist {id: t.key})
+  WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  MERGE (o)-[:MEMBER_OF]->(n)
+}
+CALL (nodes) {
+  UNWIND $groups AS t MERGE (o:Artist {id: t.key})
+  WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  MERGE (n)-[:MEMBER_OF]->(o)
+}
+CALL (nodes) {
+  UNWIND $aliases AS t MERGE (o:Artist {id: t.key})
+  WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  MERGE (o)-[:ALIAS_OF]->(n)
+}
+RETURN count(*)";
+
+const LABELS: &str = "
+UNWIND $rows AS r
+MERGE (n:Label {id: r.id})
+SET n.name = r.name, n.sha256 = r.sha256
+WITH collect(n) AS nodes
+CALL (nodes) {
+  UNWIND $parents AS t MERGE (o:Label {id: t.key})
+  WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  MERGE (n)-[:SUBLABEL_OF]->(o)
+}
+CALL (nodes) {
+  UNWIND $sublabels AS t MERGE (o:Label {id: t.key})
+  WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  MERGE (o)-[:SUBLABEL_OF]->(n)
+}
+RETURN count(*)";
+
+/// Edges that masters and releases have in common.
+const WORK_EDGES: &str = "
+CALL (nodes) {
+  UNWIND $artists AS t MERGE (o:Artist {id: t.key})
+  WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  MERGE (n)-[:BY]->(o)
+}
+CALL (nodes) {
+  UNWIND $genres AS t MERGE (o:Genre {name: t.key})
+  WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  MERGE (n)-[:IS]->(o)
+}
+CALL (nodes) {
+  UNWIND $styles AS t MERGE (o:Style {name: t.key})
+  WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  MERGE (n)-[:IS]->(o)
+}
+CALL () {
+  UNWIND $part_of AS t MATCH (g:Genre {name: t.key})
+  UNWIND t.styles AS style MATCH (s:Style {name: style})
+  MERGE (s)-[:PART_OF]->(g)
+}";
+
+const MASTER_NODES: &str = "
+UNWIND $rows AS r
+MERGE (n:Master {id: r.id})
+SET n.title = r.title, n.year = r.year, n.sha256 = r.sha256
+WITH collect(n) AS nodes";
+
+/// `catalog_number` may also come from another service: only a value that is still ours is taken away.
+const RELEASE_NODES: &str = "
+UNWIND $rows AS r
+MERGE (n:Release {id: r.id})
+SET n.title = r.title, n.year = r.year, n.formats = r.formats, n.sha256 = r.sha256,
+    n.catalog_number = CASE
+      WHEN r.catalog_number IS NOT NULL THEN r.catalog_number
+      WHEN n.catalog_number = n._catalog_number THEN NULL
+      ELSE n.catalog_number END,
+    n._catalog_number = r.catalog_number
+WITH collect(n) AS nodes";
+
+/// A credit whose artist does not exist yet is written down; [`link`] makes the edge when the artist comes.
+const RELEASE_EDGES: &str = "
+CALL (nodes) {
+  UNWIND $labels AS t MERGE (o:Label {id: t.key})
+  WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  MERGE (n)-[:ON]->(o)
+}
+CALL (nodes) {
+  UNWIND $masters AS t MERGE (o:Master {id: t.key})
+  WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  MERGE (n)-[:DERIVED_FROM]->(o)
+}
+CALL (nodes) {
+  UNWIND $persons AS p MERGE (o:Person {name: p.key})
+  WITH nodes, o, p UNWIND p.credits AS c WITH o, c, nodes[c[0]] AS n
+  MERGE (o)-[e:CREDITED_ON {role: c[1]}]->(n) SET e.category = c[2]
+}
+CALL () {
+  UNWIND $persons AS p UNWIND p.artists AS id
+  MATCH (o:Person {name: p.key})
+  OPTIONAL MATCH (a:Artist {id: id})
+  FOREACH (known IN CASE WHEN a IS NULL THEN [] ELSE [a] END | MERGE (o)-[:SAME_AS]->(known))
+  FOREACH (_ IN CASE WHEN a IS NULL THEN [1] ELSE [] END |
+    MERGE (w:IngestPendingLink {pair: id + ' ' + p.key}) ON CREATE SET w.artist = id, w.person = p.key)
+}";
+
+const PRUNE_MASTERS: &str = "
+UNWIND $rows AS r
+MATCH (n:Master {id: r.id})
+CALL (n, r) { MATCH (n)-[e:BY]->(o:Artist) WHERE NOT o.id IN r.artists DELETE e }
+CALL (n, r) { MATCH (n)-[e:IS]->(o:Genre) WHERE NOT o.name IN r.genres DELETE e }
+CALL (n, r) { MATCH (n)-[e:IS]->(o:Style) WHERE NOT o.name IN r.styles DELETE e }
+RETURN count(*)";
+
+const PRUNE_RELEASES: &str = "
+UNWIND $rows AS r
+MATCH (n:Release {id: r.id})
+CALL (n, r) { MATCH (n)-[e:BY]->(o:Artist) WHERE NOT o.id IN r.artists DELETE e }
+CALL (n, r) { MATCH (n)-[e:IS]->(o:Genre) WHERE NOT o.name IN r.genres DELETE e }
+CALL (n, r) { MATCH (n)-[e:IS]->(o:Style) WHERE NOT o.name IN r.styles DELETE e }
+CALL (n, r) { MATCH (n)-[e:ON]->(o:Label) WHERE NOT o.id IN r.labels DELETE e }
+CALL (n, r) { MATCH (n)-[e:DERIVED_FROM]->(o:Master) WHERE NOT o.id IN r.masters DELETE e }
+RETURN count(*)";
+
+/// Removes the edges that changed masters or releases no longer have (contract §5.5).
+pub fn prune(data_type: DataType, records: &[&Record<Payload>]) -> Option<Query> {
+    let rows = records.iter().filter_map(|r| match &r.payload {
+        Payload::Master(work) => Some(prune_row(&r.id, work, None)),
+        Payload::Release(work, edition) => Some(prune_row(&r.id, work, Some(edition))),
+        Payload::Artist(_) | Payload::Label(_) => None,
+    });
+    let statement = match data_type {
+        DataType::Masters => PRUNE_MASTERS,
+        DataType::Releases => PRUNE_RELEASES,
+        DataType::Artists | DataType::Labels => return None,
+    };
+    Some(query(statement).param("rows", list(rows)))
+}
+
+fn prune_row(id: &str, work: &Work, edition: Option<&Edition>) -> BoltType {
+    let mut row = vec![
+        ("id", id.into()),
+        ("artists", list(work.artists.iter().map(String::as_str))),
+        ("genres", list(work.genres.iter().map(String::as_str))),
+        ("styles", list(work.styles.iter().map(String::as_str))),
+    ];
+    if let Some(edition) = edition {
+        row.push(("labels", list(edition.labels.iter().map(String::as_str))));
+        row.push(("masters", list(edition.master.iter().map(String::as_str))));
+    }
+    map(row)
+}
+
+/// Writes nodes and edges of new and changed records.
+pub fn write(data_type: DataType, records: &[&Record<Payload>]) -> Query {
+    let mut rows = Vec::with_capacity(records.len());
+    let mut edges = Edges::default();
+    for (at, record) in records.iter().enumerate() {
+        let mut row = vec![("id", record.id.as_str().into()), ("sha256", record.hash.as_str().into())];
+        match &record.payload {
+            Payload::Artist(artist) => edges.artist(at, artist, &mut row),
+            Payload::Label(label) => edges.label(at, label, &mut row),
+            Payload::Master(work) => edges.work(at, work, &mut row),
+            Payload::Release(work, edition) => {
+                edges.work(at, work, &mut row);
+                edges.edition(at, edition, &mut row);
+            }
+        }
+        rows.push(map(row));
+    }
+    let text = match data_type {
+        DataType::Artists => ARTISTS.to_owned(),
+        DataType::Labels => LABELS.to_owned(),
+        DataType::Masters => format!("{MASTER_NODES}{WORK_EDGES}\nRETURN count(*)"),
+        DataType::Releases => format!("{RELEASE_NODES}{WORK_EDGES}{RELEASE_EDGES}\nRETURN count(*)"),
+    };
+    edges.parameters(data_type, query(&text).param("rows", list(rows)))
+}
+
+/// Makes the SAME_AS edges that were waiting for one of these artists. The first line costs nothing when none waits.
+pub fn link(artists: Vec<String>) -> Query {
+    query(
+        "MATCH (w:IngestPendingLink) WITH count(w) AS waiting WHERE waiting > 0 \
+         UNWIND $artists AS id \
+         MATCH (w:IngestPendingLink {artist: id}) MATCH (a:Artist {id: id}) MATCH (o:Person {name: w.person}) \
+         MERGE (o)-[:SAME_AS]->(a) DELETE w",
+    )
+    .param("artists", artists)
+}
+
+/// The ids of all artists that these records make exist or are waiting for, sorted.
+pub fn artist_ids(records: &[&Record<Payload>]) -> Vec<String> {
+    let mut ids: Vec<String> = Vec::new();
+    for record in records {
+        match &record.payload {
+            Payload::Artist(artist) => {
+                ids.push(record.id.clone());
+                ids.extend([&artist.members, &artist.groups, &artist.aliases].into_iter().flatten().cloned());
+            }
+            Payload::Label(_) => {}
+            Payload::Master(work) => ids.extend(work.artists.iter().cloned()),
+            Payload::Release(work, edition) => {
+                ids.extend(work.artists.iter().cloned());
+                ids.extend(edition.credits.iter().filter_map(|c| c.artist.clone()));
+            }
+        }
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
+/// Positions of records by the target that they have an edge to.
+type Targets<'a> = BTreeMap<&'a str, Vec<usize>>;
+
+/// What one person is credited for in a batch.
+#[derive(Default)]
+struct Person<'a> {
+    credits: Vec<(usize, &'a Credit)>,
+}
+
+type Row = Vec<(&'static str, BoltType)>;
+
+/// The edges of a batch, by parameter name.
+#[derive(Default)]
+struct Edges<'a> {
+    targets: BTreeMap<&'static str, Targets<'a>>,
+    part_of: BTreeMap<&'a str, Vec<&'a str>>,
+    persons: BTreeMap<&'a str, Person<'a>>,
+}
+
+impl<'a> Edges<'a> {
+    fn add(&mut self, name: &'static str, at: usize, keys: impl IntoIterator<Item = &'a String>) {
+        let targets = self.targets.entry(name).or_default();
+        for key in keys {
+            targets.entry(key).or_default().push(at);
+        }
+    }
+
+    fn artist(&mut self, at: usize, artist: &'a Artist, row: &mut Row) {
+        row.push(("name", nullable(artist.name.clone())));
+        self.add("members", at, &artist.members);
+        self.add("groups", at, &artist.groups);
+        self.add("aliases", at, &artist.aliases);
+    }
+
+    fn label(&mut self, at: usize, label: &'a Label, row: &mut Row) {
+        row.push(("name", nullable(label.name.clone())));
+        self.add("parents", at, &label.parent);
+        self.add("sublabels", at, &label.sublabels);
+    }
+
+    fn work(&mut self, at: usize, work: &'a Work, row: &mut Row) {
+        row.push(("title", nullable(work.title.clone())));
+        row.push(("year", nullable(work.year.map(BoltType::from))));
+        self.add("artists", at, &work.artists);
+        self.add("genres", at, &work.genres);
+        self.add("styles", at, &work.styles);
+        if let Some(genre) = &work.only_genre {
+            self.part_of.entry(genre).or_default().extend(work.styles.iter().map(String::as_str));
+        }
+    }
+
+    fn edition(&mut self, at: usize, edition: &'a Edition, row: &mut Row) {
+        row.push(("formats", list(edition.formats.iter().map(String::as_str))));
+        row.push(("catalog_number", nullable(edition.catalog_number.as_deref().map(BoltType::from))));
+        self.add("labels", at, &edition.labels);
+        self.add("masters", at, &edition.master);
+        for credit in &edition.credits {
+            self.persons.entry(&credit.name).or_default().credits.push((at, credit));
+        }
+    }
+
+    /// Adds the parameters that the statement of this type uses.
+    fn parameters(mut self, data_type: DataType, mut query: Query) -> Query {
+        let names: &[&str] = match data_type {
+            DataType::Artists => &["members", "groups", "aliases"],
+            DataType::Labels => &["parents", "sublabels"],
+            DataType::Masters => &["artists", "genres", "styles"],
+            DataType::Releases => &["artists", "genres", "styles", "labels", "masters"],
+        };
+        for name in names {
+            let targets = self.targets.remove(name).unwrap_or_default().into_iter();
+            let rows = targets
+                .map(|(key, rows)| map(vec![("key", key.into()), ("rows", list(rows.into_iter().map(position)))]));
+            query = query.param(name, list(rows));
+        }
+        if matches!(data_type, DataType::Masters | DataType::Releases) {
+            query = query.param("part_of", list(self.part_of.into_iter().map(part_of_row)));
+        }
+        match data_type {
+            DataType::Artists => query.param("url", ARTIST_URL),
+            DataType::Releases => query.param("persons", list(self.persons.into_iter().map(person_row))),
+            DataType::Labels | DataType::Masters => query,
+        }
+    }
+}
+
+fn part_of_row((genre, mut styles): (&str, Vec<&str>)) -> BoltType {
+    styles.sort_unstable();
+    styles.dedup();
+    map(vec![("key", genre.into()), ("styles", list(styles))])
+}
+
+fn person_row((name, person): (&str, Person<'_>)) -> BoltType {
+    let mut artists: Vec<&str> = person.credits.iter().filter_map(|(_, c)| c.artist.as_deref()).collect();
+    artists.sort_unstable();
+    artists.dedup();
+    let credit = |(at, c): (usize, &Credit)| -> BoltType {
+        list([position(at), c.role.as_str().into(), roles::category(&c.role).into()])
+    };
+    map(vec![
+        ("key", name.into()),
+        ("credits", list(person.credits.into_iter().map(credit))),
+        ("artists", list(artists)),
+    ])
+}
+
+fn position(at: usize) -> BoltType {
+    (at as i64).into()
+}
+
+fn nullable(value: Option<BoltType>) -> BoltType {
+    value.unwrap_or(BoltType::Null(BoltNull))
+}
+
+fn list<T: Into<BoltType>>(items: impl IntoIterator<Item = T>) -> BoltType {
+    BoltType::List(items.into_iter().collect::<BoltList>())
+}
+
+fn map(entries: Vec<(&'static str, BoltType)>) -> BoltType {
+    BoltType::Map(entries.into_iter().map(|(k, v)| (k.into(), v)).collect::<BoltMap>())
+}

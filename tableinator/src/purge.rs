@@ -1,0 +1,219 @@
+//! What `extraction_complete` asks for: delete the rows that the run did not see (contract §4.8).
+//!
+//! The signal only writes down what to do, so that its message is settled at once. The purge itself may take long; it
+//! runs beside the pipelines, holds its request's row locked meanwhile, and so happens once, in one replica, and again
+//! by another one if that replica dies.
+
+use std::time::Duration;
+
+use chrono::{DateTime, NaiveDateTime, Utc};
+use common::DataType;
+use common::backoff::Backoff;
+use common::message::ExtractionComplete;
+use common::sink::SinkError;
+use deadpool_postgres::Transaction;
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use crate::connect::Lease;
+use crate::sink::PostgresSink;
+
+/// How often to look for requests of replicas that died.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// Writes down that a type is to be purged. The same signal again changes nothing; a new `started_at` is a new run.
+///
+/// # Errors
+/// [`SinkError`].
+pub async fn request(sink: &PostgresSink, data_type: DataType, run: &ExtractionComplete) -> Result<(), SinkError> {
+    let count = run.record_counts.iter().find(|(t, _)| t == data_type.name()).map(|(_, n)| *n);
+    let mut lease = Lease::take(&sink.pool).await?;
+    let outcome = lease
+        .client()?
+        .execute(
+            "INSERT INTO ingest_purges (data_type, version, started_at, record_count) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (data_type, version, started_at) DO NOTHING",
+            &[&data_type.name(), &storable(&run.version), &storable(&run.started_at), &count],
+        )
+        .await;
+    lease.finish(outcome)?;
+    sink.purge_requested.notify_one();
+    Ok(())
+}
+
+fn storable(text: &str) -> String {
+    crate::rows::storable(text).into_owned()
+}
+
+/// Does what was asked for, for ever.
+pub async fn run(sink: &PostgresSink) {
+    let mut backoff = Backoff::outage();
+    loop {
+        match next(sink).await {
+            Ok(true) => backoff = Backoff::outage(),
+            Ok(false) => {
+                // Woken by a signal, or by the clock: then another replica may have left something.
+                let _ = timeout(LOOK, sink.purge_requested.notified()).await;
+            }
+            Err(e) => {
+                warn!(code = e.code, error = e.message, "🧹 Purge failed, trying again");
+                sleep(backoff.pause()).await;
+            }
+        }
+    }
+}
+
+/// Does one requested purge. False if there is none.
+async fn next(sink: &PostgresSink) -> Result<bool, SinkError> {
+    let mut lease = Lease::take(&sink.pool).await?;
+    let outcome = claim_and_purge(lease.client()?, sink.purge_max_delete_fraction).await;
+    lease.finish(outcome)
+}
+
+async fn claim_and_purge(
+    client: &mut deadpool_postgres::Client,
+    max_fraction: f64,
+) -> Result<bool, tokio_postgres::Error> {
+    // Before the schema exists there is nothing to do; asking for the table would be an error in the server's log.
+    let exists = client.query_one("SELECT to_regclass('ingest_purges') IS NOT NULL", &[]).await?;
+    if !exists.get::<_, bool>(0) {
+        return Ok(false);
+    }
+    let transaction = client.transaction().await?;
+    let request = transaction
+        .query_opt(
+            "SELECT data_type, version, started_at, record_count FROM ingest_purges WHERE finished_at IS NULL \
+             ORDER BY requested_at LIMIT 1 FOR UPDATE SKIP LOCKED",
+            &[],
+        )
+        .await?;
+    let Some(request) = request else {
+        return Ok(false);
+    };
+    let (name, version, started_at): (&str, &str, &str) = (request.get(0), request.get(1), request.get(2));
+    let outcome = match DataType::ALL.into_iter().find(|t| t.name() == name) {
+        Some(data_type) => purge(&transaction, data_type, started_at, request.get(3), max_fraction).await?,
+        None => Outcome::Skipped("unknown data type"),
+    };
+    outcome.log(name, version);
+    transaction
+        .execute(
+            "UPDATE ingest_purges SET finished_at = clock_timestamp(), outcome = $4, deleted = $5 \
+             WHERE data_type = $1 AND version = $2 AND started_at = $3",
+            &[&name, &version, &started_at, &outcome.name(), &outcome.deleted()],
+        )
+        .await?;
+    transaction.commit().await?;
+    Ok(true)
+}
+
+enum Outcome {
+    Deleted(i64),
+    Skipped(&'static str),
+    Vetoed { stale: i64, total: i64 },
+}
+
+impl Outcome {
+    fn name(&self) -> &'static str {
+        match self {
+            Outcome::Deleted(_) => "deleted",
+            Outcome::Skipped(why) => why,
+            Outcome::Vetoed { .. } => "vetoed",
+        }
+    }
+
+    fn deleted(&self) -> i64 {
+        match self {
+            Outcome::Deleted(count) => *count,
+            _ => 0,
+        }
+    }
+
+    fn log(&self, name: &str, version: &str) {
+        match self {
+            Outcome::Deleted(count) => {
+                info!(
+                    data_type = name,
+                    version, count, "🧹 Purged {count} stale {name} rows (not updated since extraction started)"
+                );
+            }
+            Outcome::Skipped(why) => warn!(data_type = name, version, why, "🧹 Purge skipped"),
+            Outcome::Vetoed { stale, total } => {
+                let fraction = *stale as f64 / *total as f64;
+                tracing::error!(
+                    data_type = name,
+                    version,
+                    stale,
+                    total,
+                    fraction,
+                    "🛡️ Refusing to purge {stale}/{total} {name} rows ({:.1}% of table): set PURGE_MAX_DELETE_FRACTION higher if that is right",
+                    fraction * 100.0
+                );
+            }
+        }
+    }
+}
+
+/// Counts, checks the guards and deletes, in the caller's transaction and in constant memory.
+async fn purge(
+    transaction: &Transaction<'_>,
+    table: DataType,
+    started_at: &str,
+    record_count: Option<i64>,
+    max_fraction: f64,
+) -> Result<Outcome, tokio_postgres::Error> {
+    if started_at.is_empty() {
+        return Ok(Outcome::Skipped("no started_at"));
+    }
+    if record_count == Some(0) {
+        return Ok(Outcome::Skipped("the run had no records"));
+    }
+    let Some(started) = parse_time(started_at) else {
+        return Ok(Outcome::Skipped("started_at is no time"));
+    };
+    let dead = transaction
+        .query_opt(
+            "SELECT 1 FROM ingest_dead_letters WHERE data_type = $1 AND last_at >= $2",
+            &[&table.name(), &started],
+        )
+        .await?;
+    if dead.is_some() {
+        // Their rows look stale only because they could not be written.
+        return Ok(Outcome::Skipped("records were dead-lettered in this run"));
+    }
+    let counts = format!("SELECT count(*), count(*) FILTER (WHERE updated_at < $1) FROM {table}");
+    let counts = transaction.query_one(&counts, &[&started]).await?;
+    let (total, stale): (i64, i64) = (counts.get(0), counts.get(1));
+    if stale == 0 {
+        return Ok(Outcome::Deleted(0));
+    }
+    if stale as f64 / total as f64 >= max_fraction {
+        return Ok(Outcome::Vetoed { stale, total });
+    }
+    let deleted = transaction.execute(&format!("DELETE FROM {table} WHERE updated_at < $1"), &[&started]).await?;
+    Ok(Outcome::Deleted(i64::try_from(deleted).unwrap_or(i64::MAX)))
+}
+
+/// An ISO 8601 time; one without a zone counts as UTC.
+fn parse_time(text: &str) -> Option<DateTime<Utc>> {
+    DateTime::parse_from_rfc3339(text).map(|t| t.to_utc()).ok().or_else(|| {
+        ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f"]
+            .iter()
+            .find_map(|format| NaiveDateTime::parse_from_str(text, format).ok())
+            .map(|naive| naive.and_utc())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_with_and_without_zone() {
+        let utc = |s| parse_time(s).map(|t| t.to_rfc3339());
+        assert_eq!(utc("2026-01-02T03:04:05.123456789Z").as_deref(), Some("2026-01-02T03:04:05.123456789+00:00"));
+        assert_eq!(utc("2026-01-02T03:04:05+02:00").as_deref(), Some("2026-01-02T01:04:05+00:00"));
+        assert_eq!(utc("2026-01-02T03:04:05").as_deref(), Some("2026-01-02T03:04:05+00:00"));
+        assert_eq!(utc("yesterday"), None);
+    }
+}

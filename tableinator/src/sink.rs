@@ -1,0 +1,180 @@
+//! A batch in PostgreSQL: touch what is unchanged, COPY the rest into the connection's staging table, one upsert.
+
+use std::collections::HashSet;
+use std::pin::pin;
+use std::time::Instant;
+
+use common::DataType;
+use common::config::SchemaMode;
+use common::message::{Control, Data};
+use common::metrics::WRITE;
+use common::sink::{Class, Record, Sink, SinkError, WriteReport};
+use common::year;
+use deadpool_postgres::Pool;
+use futures_util::SinkExt;
+use tokio::sync::Notify;
+
+use crate::connect::Lease;
+use crate::{purge, rows, schema};
+
+/// What this sink takes out of a record: the year that goes into its JSON (contract §3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Year {
+    /// Artists and labels have none.
+    Absent,
+    /// Masters and releases always have the key, if need be with null.
+    Known(Option<i32>),
+}
+
+/// The worker's database.
+pub struct PostgresSink {
+    pub(crate) pool: Pool,
+    schema: SchemaMode,
+    pub(crate) purge_max_delete_fraction: f64,
+    pub(crate) purge_requested: Notify,
+}
+
+impl PostgresSink {
+    /// A sink that uses the pool; it connects on first use.
+    pub fn new(pool: Pool, schema: SchemaMode, purge_max_delete_fraction: f64) -> Self {
+        PostgresSink { pool, schema, purge_max_delete_fraction, purge_requested: Notify::new() }
+    }
+}
+
+/// Marks rows as seen whose hash is the same, and returns their ids. An empty hash is never equal (contract, D.3).
+fn touch_statement(table: DataType) -> String {
+    format!(
+        "/* tableinator touch */ UPDATE {table} AS t SET updated_at = NOW() \
+         FROM unnest($1::text[], $2::text[]) AS seen(id, hash) \
+         WHERE t.data_id = seen.id AND t.hash = seen.hash AND seen.hash <> '' RETURNING t.data_id"
+    )
+}
+
+/// Moves the staged rows into the table. A row that got the same hash meanwhile is left alone. Returns the numbers of
+/// inserted and updated rows; xmax is 0 only in a row version that was inserted.
+fn upsert_statement(table: DataType) -> String {
+    format!(
+        "/* tableinator upsert */ WITH written AS (\
+         INSERT INTO {table} AS t (data_id, hash, data, updated_at) \
+         SELECT data_id, hash, data, NOW() FROM ingest_staging \
+         ON CONFLICT (data_id) DO UPDATE SET hash = excluded.hash, data = excluded.data, updated_at = excluded.updated_at \
+         WHERE t.hash <> excluded.hash OR excluded.hash = '' \
+         RETURNING t.xmax = 0 AS inserted) \
+         SELECT count(*) FILTER (WHERE inserted), count(*) FILTER (WHERE NOT inserted) FROM written"
+    )
+}
+
+impl Sink for PostgresSink {
+    type Payload = Year;
+
+    fn extract(&self, data_type: DataType, data: &Data<'_>) -> Year {
+        match data_type {
+            DataType::Artists | DataType::Labels => Year::Absent,
+            DataType::Masters => Year::Known(year::parse(data.object.get("year"))),
+            DataType::Releases => Year::Known(year::parse(data.object.get("released"))),
+        }
+    }
+
+    async fn prepare(&self) -> Result<(), SinkError> {
+        let mut lease = Lease::take(&self.pool).await?;
+        let client = lease.client()?;
+        let outcome = match client.query_one("SELECT pg_is_in_recovery()", &[]).await {
+            Ok(_) => schema::apply(client, self.schema).await,
+            Err(e) => Err(e),
+        };
+        let missing = lease.finish(outcome)?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let what = format!("missing: {}; create them, or set SCHEMA=ensure", missing.join(", "));
+        Err(SinkError::new(Class::Fatal, "schema", what))
+    }
+
+    async fn write(
+        &self,
+        data_type: DataType,
+        batch: &[&Record<Year>],
+        _again: bool,
+    ) -> Result<WriteReport, SinkError> {
+        let mut lease = Lease::take(&self.pool).await?;
+        let outcome = write(lease.client()?, data_type, batch).await;
+        lease.finish(outcome)
+    }
+
+    async fn note_dead_letter(&self, data_type: DataType) -> Result<(), SinkError> {
+        let mut lease = Lease::take(&self.pool).await?;
+        let outcome = lease
+            .client()?
+            .execute(
+                "INSERT INTO ingest_dead_letters AS d (data_type, last_at, total) VALUES ($1, clock_timestamp(), 1) \
+                 ON CONFLICT (data_type) DO UPDATE SET last_at = excluded.last_at, total = d.total + 1",
+                &[&data_type.name()],
+            )
+            .await;
+        lease.finish(outcome).map(|_| ())
+    }
+
+    async fn control(&self, data_type: DataType, control: &Control) -> Result<(), SinkError> {
+        match control {
+            Control::FileComplete { .. } => Ok(()),
+            Control::ExtractionComplete(run) => purge::request(self, data_type, run).await,
+        }
+    }
+
+    async fn background(&self) {
+        purge::run(self).await;
+    }
+}
+
+async fn write(
+    client: &mut deadpool_postgres::Client,
+    data_type: DataType,
+    batch: &[&Record<Year>],
+) -> Result<WriteReport, tokio_postgres::Error> {
+    let touch = client.prepare_cached(&touch_statement(data_type)).await?;
+    let upsert = client.prepare_cached(&upsert_statement(data_type)).await?;
+    let mut clock = Phases::new(data_type);
+    let transaction = client.transaction().await?;
+
+    let ids: Vec<_> = batch.iter().map(|r| rows::storable(&r.id)).collect();
+    let hashes: Vec<_> = batch.iter().map(|r| rows::storable(&r.hash)).collect();
+    let touched = transaction.query(&touch, &[&ids, &hashes]).await?;
+    let unchanged: HashSet<&str> = touched.iter().map(|row| row.get(0)).collect();
+    clock.end("touch");
+
+    let mut report = WriteReport { unchanged: unchanged.len(), ..WriteReport::default() };
+    if unchanged.len() < batch.len() {
+        let rest = batch.iter().zip(&ids).filter(|(_, id)| !unchanged.contains(id.as_ref())).map(|(r, _)| *r);
+        let mut copy = pin!(transaction.copy_in("COPY ingest_staging FROM STDIN (FORMAT binary)").await?);
+        copy.send(rows::encode(rest)).await?;
+        copy.finish().await?;
+        clock.end("copy");
+        let row = transaction.query_one(&upsert, &[]).await?;
+        let (inserted, updated): (i64, i64) = (row.get(0), row.get(1));
+        report.inserted = usize::try_from(inserted).unwrap_or_default();
+        report.updated = usize::try_from(updated).unwrap_or_default();
+        report.unchanged = batch.len() - report.inserted - report.updated;
+        clock.end("upsert");
+    }
+    transaction.commit().await?;
+    clock.end("commit");
+    Ok(report)
+}
+
+/// Times the phases of one write.
+struct Phases {
+    data_type: DataType,
+    since: Instant,
+}
+
+impl Phases {
+    fn new(data_type: DataType) -> Self {
+        Phases { data_type, since: Instant::now() }
+    }
+
+    fn end(&mut self, phase: &'static str) {
+        metrics::histogram!(WRITE, "data_type" => self.data_type.name(), "phase" => phase)
+            .record(self.since.elapsed().as_secs_f64());
+        self.since = Instant::now();
+    }
+}

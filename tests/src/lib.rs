@@ -1,0 +1,10 @@
+//! What the integration tests share: real services, a private corner of them for each test, workers as processes, and
+//! the comparison of what they did with what must be.
+
+pub mod oracle;
+pub mod stage;
+pub mod states;
+
+pub use stage::Stage;
+/// Any error.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;

@@ -1,0 +1,255 @@
+//! A test's private corner: queues with a prefix of its own, a PostgreSQL database of its own, and the graph, which
+//! Neo4j's community edition has only one of, for itself alone.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::{DataType, Topology};
+use lapin::options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel, Connection};
+use neo4rs::{Graph, query};
+use tokio::sync::{Mutex, MutexGuard};
+use xtask::feed;
+use xtask::process::Worker;
+use xtask::services::{Services, root};
+
+use crate::Error;
+use crate::oracle::Messages;
+
+static SERVICES: OnceLock<Services> = OnceLock::new();
+static GRAPH: Mutex<()> = Mutex::const_new(());
+static COUNTER: AtomicUsize = AtomicUsize::new(0);
+
+/// The services, started on first use, and the workers built from the sources as they are.
+pub fn services() -> &'static Services {
+    SERVICES.get_or_init(|| {
+        let built = Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--package", "tableinator", "--package", "graphinator"])
+            .current_dir(root())
+            .status();
+        assert!(built.is_ok_and(|s| s.success()), "the workers don't build");
+        Services::up().unwrap_or_else(|e| panic!("{e}"))
+    })
+}
+
+/// A worker's binary, beside the test's own.
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap_or_else(|e| panic!("{e}"));
+    let target = test.ancestors().nth(2).unwrap_or_else(|| panic!("no target directory"));
+    target.join(name)
+}
+
+/// The private corner of one test.
+pub struct Stage {
+    /// Prefix of exchanges and queues.
+    pub prefix: String,
+    /// Name of the database.
+    pub database: String,
+    /// A channel of the test's own.
+    pub channel: Channel,
+    connection: Connection,
+    logs: PathBuf,
+    _graph: Option<MutexGuard<'static, ()>>,
+}
+
+impl Stage {
+    /// A stage without the graph.
+    pub async fn new(name: &str) -> Result<Stage, Error> {
+        Stage::make(name, None).await
+    }
+
+    /// A stage with the graph, which is empty then. Tests that need it run one after the other.
+    pub async fn with_graph(name: &str) -> Result<Stage, Error> {
+        let guard = GRAPH.lock().await;
+        wipe_graph(&services().neo4j()?).await?;
+        Stage::make(name, Some(guard)).await
+    }
+
+    async fn make(name: &str, graph: Option<MutexGuard<'static, ()>>) -> Result<Stage, Error> {
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let unique = format!("{name}_{}_{number}", std::process::id());
+        let database = format!("t_{unique}").to_lowercase();
+        let admin = services().postgres(services().get("POSTGRES_DATABASE")).await?;
+        admin.batch_execute(&format!("CREATE DATABASE {database}")).await?;
+        let connection = services().broker().await?;
+        let logs = std::env::temp_dir().join(format!("ingest-tests-{}", std::process::id()));
+        std::fs::create_dir_all(&logs)?;
+        Ok(Stage {
+            prefix: format!("test-{unique}"),
+            database,
+            channel: connection.create_channel().await?,
+            connection,
+            logs,
+            _graph: graph,
+        })
+    }
+
+    /// The environment of this stage's workers.
+    pub fn env(&self, extra: &[(&str, &str)]) -> BTreeMap<String, String> {
+        let mut env = services().0.clone();
+        env.retain(|name, _| !name.starts_with("SERVICES"));
+        for (name, value) in [
+            ("DISCOGS_EXCHANGE_PREFIX", self.prefix.as_str()),
+            ("POSTGRES_DATABASE", self.database.as_str()),
+            ("POSTGRES_BATCH_FLUSH_INTERVAL", "0.2"),
+            ("NEO4J_BATCH_FLUSH_INTERVAL", "0.2"),
+            ("LOG_LEVEL", "INFO"),
+        ]
+        .iter()
+        .chain(extra)
+        {
+            env.insert((*name).to_owned(), (*value).to_owned());
+        }
+        env
+    }
+
+    /// Starts a worker and waits until it is ready.
+    pub async fn start(&self, worker: &str, extra: &[(&str, &str)]) -> Result<Worker, Error> {
+        let mut started = self.spawn(worker, extra)?;
+        started.ready().await?;
+        Ok(started)
+    }
+
+    /// Starts a worker.
+    pub fn spawn(&self, worker: &str, extra: &[(&str, &str)]) -> Result<Worker, Error> {
+        let log = self.logs.join(format!("{}-{worker}.log", self.prefix));
+        Worker::start(&binary(worker), &self.env(extra), &log)
+    }
+
+    /// Runs a worker's `check` and returns its exit status and output.
+    pub fn check(&self, worker: &str, extra: &[(&str, &str)]) -> Result<(i32, String), Error> {
+        let out = Command::new(binary(worker)).arg("check").env_clear().envs(self.env(extra)).output()?;
+        let text = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+        Ok((out.status.code().unwrap_or(-1), text))
+    }
+
+    /// Names of the broker's objects.
+    pub fn topology(&self, worker: &str, data_type: DataType) -> Topology {
+        Topology::new(&self.prefix, worker, data_type)
+    }
+
+    /// Declares a worker's queues, so that messages can wait for it.
+    pub async fn declare(&self, worker: &str) -> Result<(), Error> {
+        for data_type in DataType::ALL {
+            common::amqp::declare(&self.channel, &self.topology(worker, data_type)).await?;
+        }
+        Ok(())
+    }
+
+    /// Publishes bodies to a type's exchange.
+    pub async fn publish<B: AsRef<[u8]>>(
+        &self,
+        data_type: DataType,
+        bodies: impl IntoIterator<Item = B>,
+    ) -> Result<usize, Error> {
+        feed::publish(&self.channel, &format!("{}-{data_type}", self.prefix), bodies).await
+    }
+
+    /// Publishes all messages, each type followed by its `file_complete`. Returns how many records there were.
+    pub async fn publish_month(&self, messages: &Messages, version: &str) -> Result<usize, Error> {
+        let mut count = 0;
+        for (data_type, bodies) in by_type(messages) {
+            count += self.publish(data_type, bodies).await?;
+            self.publish(data_type, [xtask::sample::file_complete(data_type.name(), version, bodies.len())]).await?;
+        }
+        Ok(count)
+    }
+
+    /// Publishes the end of a run to all four exchanges.
+    pub async fn publish_end(&self, messages: &Messages, version: &str, started_at: &str) -> Result<(), Error> {
+        let counts = by_type(messages).map(|(t, bodies)| (t.name(), bodies.len()));
+        for data_type in DataType::ALL {
+            self.publish(data_type, [xtask::sample::extraction_complete(version, started_at, counts)]).await?;
+        }
+        Ok(())
+    }
+
+    /// Messages ready in a queue.
+    pub async fn ready_count(&self, queue: &str) -> Result<u32, Error> {
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let channel = self.connection.create_channel().await?;
+        let queue = channel.queue_declare(queue.into(), passive, FieldTable::default()).await?;
+        channel.close(200, "done".into()).await?;
+        Ok(queue.message_count())
+    }
+
+    /// Takes everything out of a type's dead-letter queue.
+    pub async fn dead_letters(&self, worker: &str, data_type: DataType) -> Result<Vec<DeadLetter>, Error> {
+        let queue = self.topology(worker, data_type).dead_letter_queue;
+        let mut letters = Vec::new();
+        while let Some(message) = self.channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await? {
+            message.delivery.acker.ack(BasicAckOptions::default()).await?;
+            letters.push(DeadLetter { body: message.delivery.data, properties: message.delivery.properties });
+        }
+        Ok(letters)
+    }
+
+    /// A connection to the stage's database.
+    pub async fn postgres(&self) -> Result<tokio_postgres::Client, Error> {
+        services().postgres(&self.database).await
+    }
+
+    /// Removes queues, exchanges and database.
+    pub async fn clean_up(self) -> Result<(), Error> {
+        for data_type in DataType::ALL {
+            for worker in ["graphinator", "tableinator"] {
+                let t = self.topology(worker, data_type);
+                for queue in [&t.queue, &t.dead_letter_queue] {
+                    self.channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await?;
+                }
+                self.channel.exchange_delete(t.dead_letter_exchange.as_str().into(), Default::default()).await?;
+            }
+            let exchange = format!("{}-{data_type}", self.prefix);
+            self.channel.exchange_delete(exchange.as_str().into(), Default::default()).await?;
+        }
+        let admin = services().postgres(services().get("POSTGRES_DATABASE")).await?;
+        admin.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", self.database)).await?;
+        Ok(())
+    }
+}
+
+/// A message from a dead-letter queue.
+#[derive(Debug)]
+pub struct DeadLetter {
+    /// Its body.
+    pub body: Vec<u8>,
+    /// Its properties.
+    pub properties: BasicProperties,
+}
+
+impl DeadLetter {
+    /// A header's text; empty if there is none.
+    pub fn header(&self, name: &str) -> String {
+        let headers = self.properties.headers().as_ref();
+        let value = headers.and_then(|h| h.inner().get(name)).and_then(|v| v.as_long_string());
+        value.map(ToString::to_string).unwrap_or_default()
+    }
+}
+
+/// The bodies of each type.
+pub fn by_type(messages: &Messages) -> [(DataType, &Vec<Vec<u8>>); 4] {
+    [
+        (DataType::Artists, &messages.artists),
+        (DataType::Labels, &messages.labels),
+        (DataType::Masters, &messages.masters),
+        (DataType::Releases, &messages.releases),
+    ]
+}
+
+/// Waits until a worker has settled this many data messages since its start.
+pub async fn settled(worker: &mut Worker, count: usize) -> Result<(), Error> {
+    let done = |w: &Worker| {
+        w.metric("records_committed_total", &[]) + w.metric("records_dead_lettered_total", &[]) >= count as f64
+    };
+    worker.until("done", Duration::from_secs(180), done).await
+}
+
+/// Removes every node.
+pub async fn wipe_graph(graph: &Graph) -> Result<(), Error> {
+    Ok(graph.run(query("MATCH (n) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF 5000 ROWS")).await?)
+}

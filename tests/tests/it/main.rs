@@ -1,0 +1,3 @@
+//! Integration tests: both workers, as processes, against real services.
+
+mod golden;

@@ -1,0 +1,10 @@
+//! The task runner's parts, which the integration tests use too.
+
+pub mod demo;
+pub mod feed;
+pub mod process;
+pub mod sample;
+pub mod services;
+
+/// Any error; the task runner only reports them.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;

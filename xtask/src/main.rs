@@ -1,0 +1,57 @@
+//! `cargo xtask`: the project's day-to-day commands.
+
+use std::process::{Command, ExitCode};
+
+use clap::{Parser, Subcommand};
+use xtask::{Error, demo, services};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The project's day-to-day commands")]
+struct Args {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Start the services, feed a sample, run both workers, show what they made of it
+    Demo(demo::Options),
+    /// Run all tests, against real services
+    Test {
+        /// Passed on to `cargo test`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Install what is missing and start the private RabbitMQ, PostgreSQL and Neo4j
+    Up,
+    /// Stop them; their data stays
+    Down,
+}
+
+fn main() -> ExitCode {
+    let done = match Args::parse().command {
+        Task::Demo(options) => demo::run(options),
+        Task::Test { args } => test(&args),
+        Task::Up => services(&["up"]),
+        Task::Down => services(&["down"]),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn services(args: &[&str]) -> Result<(), Error> {
+    print!("{}", services::script(args)?);
+    Ok(())
+}
+
+fn test(args: &[String]) -> Result<(), Error> {
+    print!("{}", services::script(&["up"])?);
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo).args(["test", "--workspace"]).args(args).current_dir(services::root()).status()?;
+    status.success().then_some(()).ok_or_else(|| "tests failed".into())
+}
