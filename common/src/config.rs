@@ -80,7 +80,7 @@ pub const COMMON: &[Variable] = &[
 ];
 
 /// Variables of the predecessors that are accepted without effect: consumers stay subscribed, nothing waits for a delay.
-pub const WITHOUT_EFFECT: &[&str] = &[
+pub const WITHOUT_EFFECT: [&str; 7] = [
     "CONSUMER_CANCEL_DELAY",
     "QUEUE_CHECK_INTERVAL",
     "STUCK_CHECK_INTERVAL",

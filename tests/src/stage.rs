@@ -2,6 +2,7 @@
 //! Neo4j's community edition has only one of, for itself alone.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -16,23 +17,36 @@ use neo4rs::{Graph, query};
 use tokio::sync::{Mutex, MutexGuard};
 use xtask::feed;
 use xtask::process::Worker;
-use xtask::services::{Services, root};
+use xtask::services::Services;
 
 use crate::Error;
 use crate::oracle::Messages;
 
 static SERVICES: OnceLock<Services> = OnceLock::new();
 static GRAPH: Mutex<()> = Mutex::const_new(());
+
+/// The graph for one test alone: among the tests of this process, and of all others that use the same services.
+struct GraphGuard {
+    _file: File,
+    _mutex: MutexGuard<'static, ()>,
+}
+
+async fn lock_graph() -> Result<GraphGuard, Error> {
+    let mutex = GRAPH.lock().await;
+    let path = PathBuf::from(services().get("SERVICES_DIR")).join("graph.lock");
+    let file = tokio::task::spawn_blocking(move || -> std::io::Result<File> {
+        let file = File::options().create(true).append(true).open(path)?;
+        file.lock()?;
+        Ok(file)
+    });
+    Ok(GraphGuard { _file: file.await??, _mutex: mutex })
+}
 static COUNTER: AtomicUsize = AtomicUsize::new(0);
 
 /// The services, started on first use, and the workers built from the sources as they are.
 pub fn services() -> &'static Services {
     SERVICES.get_or_init(|| {
-        let built = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--package", "tableinator", "--package", "graphinator"])
-            .current_dir(root())
-            .status();
-        assert!(built.is_ok_and(|s| s.success()), "the workers don't build");
+        xtask::services::build_workers().unwrap_or_else(|e| panic!("{e}"));
         Services::up().unwrap_or_else(|e| panic!("{e}"))
     })
 }
@@ -54,7 +68,7 @@ pub struct Stage {
     pub channel: Channel,
     connection: Connection,
     logs: PathBuf,
-    _graph: Option<MutexGuard<'static, ()>>,
+    _graph: Option<GraphGuard>,
 }
 
 impl Stage {
@@ -65,12 +79,12 @@ impl Stage {
 
     /// A stage with the graph, which is empty then. Tests that need it run one after the other.
     pub async fn with_graph(name: &str) -> Result<Stage, Error> {
-        let guard = GRAPH.lock().await;
+        let guard = lock_graph().await?;
         wipe_graph(&services().neo4j()?).await?;
         Stage::make(name, Some(guard)).await
     }
 
-    async fn make(name: &str, graph: Option<MutexGuard<'static, ()>>) -> Result<Stage, Error> {
+    async fn make(name: &str, graph: Option<GraphGuard>) -> Result<Stage, Error> {
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let unique = format!("{name}_{}_{number}", std::process::id());
         let database = format!("t_{unique}").to_lowercase();

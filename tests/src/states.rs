@@ -1,8 +1,8 @@
 //! Reads the states of tables and graph, from databases or from files, and compares them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, BufRead, BufReader};
-use std::path::Path;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
 
 use futures_util::TryStreamExt;
 use serde_json::{Map, Value, json};
@@ -328,27 +328,29 @@ fn shorten(text: &str, at: usize) -> String {
     format!("{before}{part}{after}")
 }
 
+/// Where the golden messages and states lie: `GOLDEN_DIR`, or `../shared/golden` beside the project. If they are not
+/// there, says loudly, past the test harness's capture, that `who` goes without them.
+pub fn golden_dir(who: &str) -> Option<PathBuf> {
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/golden");
+    let dir = std::env::var_os("GOLDEN_DIR").map_or_else(beside, PathBuf::from);
+    if dir.join("messages").is_dir() {
+        return Some(dir);
+    }
+    // A note that can't be written is no reason to fail.
+    let _ = writeln!(
+        io::stderr(),
+        "\n*** SKIPPED by {who}: no golden messages and states at {} (set GOLDEN_DIR) ***\n",
+        dir.display()
+    );
+    None
+}
+
 #[cfg(test)]
-#[allow(clippy::expect_used)]
 mod tests {
     use super::*;
     use crate::oracle::{expected, maintained};
-    use std::io::Write;
-    use std::path::PathBuf;
 
     const MONTHS: [&str; 3] = ["20200801", "20260401", "20260501"];
-
-    fn golden() -> Option<PathBuf> {
-        let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/golden");
-        let dir = std::env::var_os("GOLDEN_DIR").map_or_else(default, PathBuf::from);
-        if !dir.is_dir() {
-            let text =
-                format!("\n*** SKIPPED: no golden messages and states at {} (set GOLDEN_DIR) ***\n", dir.display());
-            writeln!(io::stderr(), "{text}").expect("stderr"); // which the test harness does not capture
-            return None;
-        }
-        Some(dir)
-    }
 
     fn computed(dir: &Path, month: &str) -> Expected {
         let state = expected(&load_messages(&dir.join("messages"), month).expect("messages"));
@@ -357,7 +359,7 @@ mod tests {
 
     #[test]
     fn the_oracle_computes_the_golden_states() {
-        let Some(dir) = golden() else { return };
+        let Some(dir) = golden_dir("the oracle") else { return };
         for month in MONTHS {
             let (computed, stored) =
                 (computed(&dir, month), load_expected(&dir.join("states").join(month)).expect("state"));
@@ -372,7 +374,7 @@ mod tests {
 
     #[test]
     fn an_older_month_s_leftovers() {
-        let Some(dir) = golden() else { return };
+        let Some(dir) = golden_dir("the oracle") else { return };
         // What loading 20260501 over 20260401 leaves without any pruning of what is allowed.
         let (old, new) =
             (expected(&load_messages(&dir.join("messages"), MONTHS[1]).expect("messages")), computed(&dir, MONTHS[2]));

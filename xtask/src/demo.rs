@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::{DataType, Topology};
@@ -11,7 +10,7 @@ use tokio::time::sleep;
 
 use crate::process::Worker;
 use crate::sample::{self, Sample, Spec};
-use crate::services::{Services, root};
+use crate::services::{Services, build_workers, root};
 use crate::{Error, feed};
 
 /// What to feed.
@@ -26,6 +25,9 @@ pub struct Options {
     /// Folder with real message bodies to feed instead, one per line: {artists,labels,masters,releases}.MONTH.jsonl[.gz]
     #[arg(long, requires = "month")]
     messages: Option<PathBuf>,
+    /// Load over what earlier demos left, instead of starting empty
+    #[arg(long)]
+    keep: bool,
     /// MONTH in the names of those files
     #[arg(long)]
     month: Option<String>,
@@ -45,7 +47,7 @@ pub fn run(options: Options) -> Result<(), Error> {
 
 async fn demo(options: Options) -> Result<(), Error> {
     step("Building both workers");
-    build()?;
+    build_workers()?;
     step("Starting RabbitMQ, PostgreSQL and Neo4j (installing what is missing)");
     let services = Services::up()?;
     let sample = match (&options.messages, &options.month) {
@@ -58,6 +60,10 @@ async fn demo(options: Options) -> Result<(), Error> {
             sample::generate(&Spec { seed: options.seed, records: options.records })
         }
     };
+    if !options.keep {
+        step("Emptying tables and graph of earlier demos");
+        empty(&services).await?;
+    }
     let version = options.month.as_deref().unwrap_or(VERSION);
     let started_at = chrono::Utc::now().to_rfc3339();
 
@@ -109,15 +115,19 @@ async fn demo(options: Options) -> Result<(), Error> {
     Ok(())
 }
 
-fn step(what: &str) {
-    println!("\n▶ {what}");
+async fn empty(services: &Services) -> Result<(), Error> {
+    let postgres = services.postgres(services.get("POSTGRES_DATABASE")).await?;
+    let mut tables: Vec<&str> = DataType::ALL.iter().map(|t| t.name()).collect();
+    tables.extend(["ingest_purges", "ingest_dead_letters"]);
+    for table in tables {
+        postgres.batch_execute(&format!("DROP TABLE IF EXISTS {table}")).await?;
+    }
+    let all = "MATCH (n) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF 5000 ROWS";
+    Ok(services.neo4j()?.run(query(all)).await?)
 }
 
-fn build() -> Result<(), Error> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let packages = ["--package", "tableinator", "--package", "graphinator"];
-    let status = Command::new(cargo).args(["build", "--quiet"]).args(packages).current_dir(root()).status()?;
-    status.success().then_some(()).ok_or_else(|| "the workers don't build".into())
+fn step(what: &str) {
+    println!("\n▶ {what}");
 }
 
 fn log_dir() -> PathBuf {

@@ -3,6 +3,7 @@
 pub mod demo;
 pub mod feed;
 pub mod process;
+pub mod reference;
 pub mod sample;
 pub mod services;
 

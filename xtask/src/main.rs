@@ -1,9 +1,9 @@
 //! `cargo xtask`: the project's day-to-day commands.
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{Error, demo, services};
+use xtask::{Error, demo, reference, services};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's day-to-day commands")]
@@ -22,6 +22,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Generate docs/configuration.md from the code
+    Docs,
     /// Install what is missing and start the private RabbitMQ, PostgreSQL and Neo4j
     Up,
     /// Stop them; their data stays
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
     let done = match Args::parse().command {
         Task::Demo(options) => demo::run(options),
         Task::Test { args } => test(&args),
+        Task::Docs => reference::write(),
         Task::Up => services(&["up"]),
         Task::Down => services(&["down"]),
     };
@@ -51,7 +54,6 @@ fn services(args: &[&str]) -> Result<(), Error> {
 
 fn test(args: &[String]) -> Result<(), Error> {
     print!("{}", services::script(&["up"])?);
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo).args(["test", "--workspace"]).args(args).current_dir(services::root()).status()?;
+    let status = services::cargo(&["test", "--workspace"]).args(args).status()?;
     status.success().then_some(()).ok_or_else(|| "tests failed".into())
 }

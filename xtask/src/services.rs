@@ -14,6 +14,30 @@ pub fn root() -> PathBuf {
     here.parent().unwrap_or(here).to_owned()
 }
 
+/// A cargo command on this workspace. What an outer cargo says of the package that it runs is taken out of the
+/// environment: ring's build script watches those variables, and everything above it would be compiled again.
+pub fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let of_package =
+            |n: &str| ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"].iter().any(|p| n.starts_with(p));
+        if name.to_str().is_some_and(of_package) {
+            command.env_remove(name);
+        }
+    }
+    command.args(args).current_dir(root());
+    command
+}
+
+/// Builds both workers, with the features that the whole workspace has, so that nothing is compiled twice.
+///
+/// # Errors
+/// If they don't compile.
+pub fn build_workers() -> Result<(), Error> {
+    let status = cargo(&["build", "--quiet", "--workspace", "--bins"]).status()?;
+    status.success().then_some(()).ok_or_else(|| "the workers don't build".into())
+}
+
 /// Runs `scripts/services` with these arguments and returns what it printed.
 ///
 /// # Errors

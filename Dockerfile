@@ -1,0 +1,25 @@
+# Both workers: `docker build --target graphinator .` or `docker build --target tableinator .` (needs BuildKit).
+
+FROM rust:1-slim-trixie AS build
+WORKDIR /src
+COPY . .
+# The caches keep the registry and all compiled dependencies between builds; the binaries are copied out of them.
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    --mount=type=cache,target=/src/target,sharing=locked \
+    cargo build --release --locked --package graphinator --package tableinator \
+    && install -D -t /out target/release/graphinator target/release/tableinator
+
+FROM debian:trixie-slim AS base
+# The system's CAs, for connections with TLS.
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+USER 1000:1000
+
+FROM base AS graphinator
+COPY --from=build /out/graphinator /usr/local/bin/graphinator
+EXPOSE 8001
+ENTRYPOINT ["/usr/local/bin/graphinator"]
+
+FROM base AS tableinator
+COPY --from=build /out/tableinator /usr/local/bin/tableinator
+EXPOSE 8002
+ENTRYPOINT ["/usr/local/bin/tableinator"]

@@ -1,0 +1,196 @@
+//! Golden messages in, golden states out: month by month, in sequence, and through SIGTERM and SIGKILL.
+
+use std::time::Duration;
+
+use common::DataType;
+use integration_tests::oracle::{self, Expected, Messages};
+use integration_tests::stage::{by_type, services, settled};
+use integration_tests::states::{self, Allowed};
+use integration_tests::{Error, Stage};
+use neo4rs::query;
+use tokio::time::sleep;
+use xtask::process::Worker;
+use xtask::sample::{self, Sample, Spec};
+
+/// One month: its messages and what they must end in, before and after the completion signals.
+struct Month {
+    version: &'static str,
+    messages: Messages,
+    expected: Expected,
+    maintained: Expected,
+}
+
+impl Month {
+    fn new(version: &'static str, messages: Messages) -> Month {
+        let expected = oracle::expected(&messages);
+        let maintained = oracle::maintained(&expected);
+        Month { version, messages, expected, maintained }
+    }
+}
+
+/// The golden months, or three of the project's own making.
+fn months(test: &str) -> Result<Vec<Month>, Error> {
+    let Some(dir) = states::golden_dir(test) else {
+        let spec = Spec { seed: 7, records: 3000 };
+        let from =
+            |s: Sample| Messages { artists: s.artists, labels: s.labels, masters: s.masters, releases: s.releases };
+        return Ok(vec![
+            Month::new("20250101", from(sample::generate(&spec))),
+            Month::new("20250201", from(sample::next_month(&spec, 0.1, 0.0))),
+            Month::new("20250301", from(sample::next_month(&spec, 0.1, 0.1))),
+        ]);
+    };
+    let mut months = Vec::new();
+    for version in ["20200801", "20260401", "20260501"] {
+        let month = Month::new(version, states::load_messages(&dir.join("messages"), version)?);
+        // The oracle is only as good as its agreement with the golden states.
+        let golden = states::load_expected(&dir.join("states").join(version))?;
+        let same = if version == "20260501" { &month.maintained } else { &month.expected };
+        states::compare_tables(&same.tables, &golden.tables)?;
+        states::compare_graph(&same.nodes, &same.rels, &golden, &Allowed::Nothing)?;
+        months.push(month);
+    }
+    Ok(months)
+}
+
+async fn assert_tables(stage: &Stage, expected: &Expected) -> Result<(), Error> {
+    let actual = states::read_tables(&stage.postgres().await?).await?;
+    Ok(states::compare_tables(&actual, &expected.tables)?)
+}
+
+async fn assert_graph(expected: &Expected, allowed: &Allowed) -> Result<(), Error> {
+    let (nodes, rels) = states::read_graph(&services().neo4j()?).await?;
+    Ok(states::compare_graph(&nodes, &rels, expected, allowed)?)
+}
+
+async fn assert_no_dead_letters(stage: &Stage) -> Result<(), Error> {
+    for worker in ["tableinator", "graphinator"] {
+        for t in DataType::ALL {
+            let letters = stage.dead_letters(worker, t).await?;
+            assert!(letters.is_empty(), "{worker} {t}: {} dead letters, e.g. {:?}", letters.len(), letters.first());
+        }
+    }
+    Ok(())
+}
+
+async fn both(stage: &Stage) -> Result<(Worker, Worker), Error> {
+    Ok((stage.start("tableinator", &[]).await?, stage.start("graphinator", &[]).await?))
+}
+
+async fn stop_clean(workers: (Worker, Worker)) -> Result<(), Error> {
+    assert_eq!(workers.0.stop().await?.code(), Some(0));
+    assert_eq!(workers.1.stop().await?.code(), Some(0));
+    Ok(())
+}
+
+/// Waits until purges and maintenance of this run are done.
+async fn maintained(stage: &Stage, version: &str) -> Result<(), Error> {
+    let (postgres, graph) = (stage.postgres().await?, services().neo4j()?);
+    let purged = "SELECT count(*) FROM ingest_purges WHERE version = $1 AND finished_at IS NOT NULL";
+    let done = "MATCH (r:IngestRun {version: $v}) WHERE r.requested > 0 RETURN r.completed >= r.requested AS done";
+    for _ in 0..600 {
+        let purges: i64 = postgres.query_one(purged, &[&version]).await?.get(0);
+        let row = graph.execute(query(done).param("v", version)).await?.next().await?;
+        if purges == 4 && row.is_some_and(|r| r.get::<bool>("done").unwrap_or(false)) {
+            return Ok(());
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    Err("purge or maintenance did not end within a minute".into())
+}
+
+fn now() -> String {
+    chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Nanos, true)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_month_alone() -> Result<(), Error> {
+    for month in months("each_month_alone")? {
+        let stage = Stage::with_graph("alone").await?;
+        let started_at = now();
+        let mut workers = both(&stage).await?;
+        let count = stage.publish_month(&month.messages, month.version).await?;
+        settled(&mut workers.0, count).await?;
+        settled(&mut workers.1, count).await?;
+        assert_tables(&stage, &month.expected).await?;
+        assert_graph(&month.expected, &Allowed::Nothing).await?;
+        stage.publish_end(&month.messages, month.version, &started_at).await?;
+        maintained(&stage, month.version).await?;
+        assert_tables(&stage, &month.maintained).await?;
+        assert_graph(&month.maintained, &Allowed::Nothing).await?;
+        assert_no_dead_letters(&stage).await?;
+        stop_clean(workers).await?;
+        stage.clean_up().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn months_one_over_the_other() -> Result<(), Error> {
+    let stage = Stage::with_graph("sequence").await?;
+    let mut workers = both(&stage).await?;
+    let mut count = 0;
+    for (at, month) in months("months_one_over_the_other")?.iter().enumerate() {
+        let started_at = now();
+        count += stage.publish_month(&month.messages, month.version).await?;
+        settled(&mut workers.0, count).await?;
+        settled(&mut workers.1, count).await?;
+        stage.publish_end(&month.messages, month.version, &started_at).await?;
+        maintained(&stage, month.version).await?;
+        assert_tables(&stage, &month.maintained).await?;
+        let allowed = if at == 0 { Allowed::Nothing } else { Allowed::LeftoversOfUpdates };
+        assert_graph(&month.maintained, &allowed).await?;
+    }
+    assert_no_dead_letters(&stage).await?;
+    stop_clean(workers).await?;
+    stage.clean_up().await
+}
+
+/// Loads a month while `disturb` is done to the workers again and again; they are started anew each time.
+async fn disturbed(name: &str, signal: &'static str) -> Result<(), Error> {
+    let Some(month) = months(name)?.into_iter().nth(1) else { return Ok(()) };
+    let stage = Stage::with_graph(name).await?;
+    stage.declare("tableinator").await?;
+    stage.declare("graphinator").await?;
+    stage.publish_month(&month.messages, month.version).await?;
+    // Small batches and a small prefetch, so that a signal finds batches at every stage.
+    let small = [("POSTGRES_BATCH_SIZE", "50"), ("NEO4J_BATCH_SIZE", "50")];
+    let total: usize = by_type(&month.messages).iter().map(|(_, bodies)| bodies.len()).sum();
+    for worker in ["tableinator", "graphinator"] {
+        let mut interrupted = 0;
+        let mut seed = fastrand::Rng::with_seed(42);
+        loop {
+            let mut running = stage.start(worker, &small).await?;
+            let some = seed.usize(1..=total / 6);
+            let done = |w: &Worker| w.metric("records_committed_total", &[]) >= some as f64;
+            // The last round may find fewer records left than it would wait for.
+            let reached = running.until("disturbed", Duration::from_secs(5), done).await.is_ok();
+            if !reached {
+                assert_eq!(running.stop().await?.code(), Some(0));
+                break;
+            }
+            interrupted += 1;
+            running.signal(signal)?;
+            let status = running.ended().await?;
+            assert_eq!(status.code(), (signal == "TERM").then_some(0), "{worker}: {status}");
+        }
+        assert!(interrupted >= 3, "{worker} was interrupted only {interrupted} times");
+        for (t, _) in by_type(&month.messages) {
+            assert_eq!(stage.ready_count(&stage.topology(worker, t).queue).await?, 0, "{worker} {t}");
+        }
+    }
+    assert_tables(&stage, &month.expected).await?;
+    assert_graph(&month.expected, &Allowed::Nothing).await?;
+    assert_no_dead_letters(&stage).await?;
+    stage.clean_up().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_in_mid_load_loses_nothing() -> Result<(), Error> {
+    disturbed("sigterm", "TERM").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigkill_in_mid_load_loses_nothing() -> Result<(), Error> {
+    disturbed("sigkill", "KILL").await
+}

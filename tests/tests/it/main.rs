@@ -1,3 +1,0 @@
-//! Integration tests: both workers, as processes, against real services.
-
-mod golden;
