@@ -14,6 +14,7 @@ const CLASSES: &[(&str, Class)] = &[
     // The server is away, busy or out of something. The predecessors took most of these for poison (contract §5.7).
     ("Neo.TransientError", Class::Transient),
     ("Neo.DatabaseError", Class::Transient),
+    ("Neo.ServerError", Class::Transient), // the client's word for a request that was ignored after a failure
     ("Neo.ClientError.Transaction", Class::Transient), // terminated, timed out, lock client stopped
     ("Neo.ClientError.Cluster", Class::Transient),
     ("Neo.ClientError.General.ForbiddenOnReadOnlyDatabase", Class::Transient),

@@ -53,6 +53,29 @@ impl Neo4jSink {
         classify(error)
     }
 
+    async fn transaction(
+        &self,
+        data_type: DataType,
+        batch: &[&Record<Payload>],
+        again: bool,
+    ) -> Result<WriteReport, SinkError> {
+        let mut transaction = self.connector.graph()?.start_txn().await.map_err(|e| self.failed(&e))?;
+        let written = write(&mut transaction, data_type, batch).await;
+        let (report, changed) = written.map_err(|e| self.failed(&e))?;
+        let commit = Instant::now();
+        transaction.commit().await.map_err(|e| self.failed(&e))?;
+        phase(data_type, "commit", commit);
+        // After the commit, so that this batch and one that runs beside it can't both miss the other: whichever commits
+        // last sees the other's artists or waiting credits here. What was written before may lack this step.
+        let linkable = statements::artist_ids(if again { batch } else { &changed });
+        if !linkable.is_empty() {
+            let link = Instant::now();
+            self.run(statements::link(linkable)).await?;
+            phase(data_type, "link", link);
+        }
+        Ok(report)
+    }
+
     async fn run(&self, statement: Query) -> Result<(), SinkError> {
         self.connector.graph()?.run(statement).await.map_err(|e| self.failed(&e))
     }
@@ -84,27 +107,9 @@ impl Sink for Neo4jSink {
     ) -> Result<WriteReport, SinkError> {
         let _permit = self.transactions.acquire().await;
         let guard = Unfinished(&self.connector);
-        let graph = self.connector.graph()?;
-        let mut transaction = graph.start_txn().await.map_err(|e| self.failed(&e))?;
-        let mut written = write(&mut transaction, data_type, batch).await;
-        if written.is_ok() {
-            let commit = Instant::now();
-            if let Err(e) = transaction.commit().await {
-                written = Err(e);
-            }
-            phase(data_type, "commit", commit);
-        }
-        let (report, changed) = written.map_err(|e| self.failed(&e))?;
-        // After the commit, so that this batch and one that runs beside it can't both miss the other: whichever commits
-        // last sees the other's artists or waiting credits here. What was written before may lack this step.
-        let linkable = statements::artist_ids(if again { batch } else { &changed });
-        if !linkable.is_empty() {
-            let link = Instant::now();
-            self.run(statements::link(linkable)).await?;
-            phase(data_type, "link", link);
-        }
+        let written = self.transaction(data_type, batch, again).await;
         guard.finish();
-        Ok(report)
+        written
     }
 
     async fn note_dead_letter(&self, _: DataType) -> Result<(), SinkError> {
@@ -127,7 +132,7 @@ impl Sink for Neo4jSink {
     }
 }
 
-/// Discards the pool if an attempt is cancelled half-way (it took too long): see [`Connector::discard`].
+/// Discards the pool if an attempt is dropped half-way because it took too long: see [`Connector::discard`].
 struct Unfinished<'a>(&'a Connector);
 
 impl Unfinished<'_> {

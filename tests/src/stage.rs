@@ -142,6 +142,13 @@ impl Stage {
         Ok((out.status.code().unwrap_or(-1), text))
     }
 
+    /// Connects anew, after the broker was away.
+    pub async fn reconnect(&mut self) -> Result<(), Error> {
+        self.connection = services().broker().await?;
+        self.channel = self.connection.create_channel().await?;
+        Ok(())
+    }
+
     /// Names of the broker's objects.
     pub fn topology(&self, worker: &str, data_type: DataType) -> Topology {
         Topology::new(&self.prefix, worker, data_type)
@@ -266,4 +273,31 @@ pub async fn settled(worker: &mut Worker, count: usize) -> Result<(), Error> {
 /// Removes every node.
 pub async fn wipe_graph(graph: &Graph) -> Result<(), Error> {
     Ok(graph.run(query("MATCH (n) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF 5000 ROWS")).await?)
+}
+
+/// Settings under which only a full batch or a control message closes a batch.
+pub const PATIENT: [(&str, &str); 2] =
+    [("POSTGRES_BATCH_FLUSH_INTERVAL", "600"), ("NEO4J_BATCH_FLUSH_INTERVAL", "600")];
+
+/// How many control messages of a type a worker has taken.
+pub fn controls(worker: &Worker, data_type: DataType) -> Result<f64, Error> {
+    let (_, text) = worker.get("/metrics")?;
+    Ok(xtask::process::sum(&text, "control_messages_total", &[&format!("data_type=\"{data_type}\"")]))
+}
+
+/// Waits until a worker has taken this many control messages of a type, and so settled all that came before.
+pub async fn controlled(worker: &mut Worker, data_type: DataType, count: f64) -> Result<(), Error> {
+    let done = |w: &Worker| controls(w, data_type).is_ok_and(|taken| taken >= count);
+    worker.until("past the control message", Duration::from_secs(60), done).await
+}
+
+/// Asserts what holds at the end of every test without outages: nothing came twice, nothing waits, a clean exit.
+pub async fn stop_clean(stage: &Stage, name: &str, worker: Worker) -> Result<(), Error> {
+    assert_eq!(worker.metric("redelivered_total", &[]), 0.0, "{name}: something was delivered twice");
+    let status = worker.stop().await?;
+    assert_eq!(status.code(), Some(0), "{name}");
+    for data_type in DataType::ALL {
+        assert_eq!(stage.ready_count(&stage.topology(name, data_type).queue).await?, 0, "{name} {data_type}");
+    }
+    Ok(())
 }

@@ -153,18 +153,19 @@ async fn disturbed(name: &str, signal: &'static str) -> Result<(), Error> {
     stage.declare("tableinator").await?;
     stage.declare("graphinator").await?;
     stage.publish_month(&month.messages, month.version).await?;
-    // Small batches and a small prefetch, so that a signal finds batches at every stage.
-    let small = [("POSTGRES_BATCH_SIZE", "50"), ("NEO4J_BATCH_SIZE", "50")];
+    // Small batches, one at a time, so that a signal finds them at every stage, long before the end.
+    let small =
+        [("POSTGRES_BATCH_SIZE", "20"), ("POSTGRES_WRITERS", "1"), ("NEO4J_BATCH_SIZE", "50"), ("NEO4J_WRITERS", "1")];
     let total: usize = by_type(&month.messages).iter().map(|(_, bodies)| bodies.len()).sum();
     for worker in ["tableinator", "graphinator"] {
         let mut interrupted = 0;
         let mut seed = fastrand::Rng::with_seed(42);
         loop {
             let mut running = stage.start(worker, &small).await?;
-            let some = seed.usize(1..=total / 6);
+            let some = seed.usize(1..=total / 10);
             let done = |w: &Worker| w.metric("records_committed_total", &[]) >= some as f64;
             // The last round may find fewer records left than it would wait for.
-            let reached = running.until("disturbed", Duration::from_secs(5), done).await.is_ok();
+            let reached = running.until("disturbed", Duration::from_secs(3), done).await.is_ok();
             if !reached {
                 assert_eq!(running.stop().await?.code(), Some(0));
                 break;

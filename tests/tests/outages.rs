@@ -1,0 +1,107 @@
+//! Servers that go away in mid-load and come back. These tests restart the shared services, so they are a target of
+//! their own (cargo runs targets one after the other) and run one at a time.
+
+use common::DataType;
+use integration_tests::oracle::{self, Expected, Messages};
+use integration_tests::stage::{by_type, services, settled};
+use integration_tests::states::{self, Allowed};
+use integration_tests::{Error, Stage};
+use xtask::process::Worker;
+use xtask::sample::{self, Spec};
+use xtask::services::script;
+
+/// A stage with a loaded queue for one worker, in small batches so that the load takes a while.
+struct Load {
+    stage: Stage,
+    name: &'static str,
+    expected: Expected,
+    total: usize,
+}
+
+const SMALL: [(&str, &str); 2] = [("POSTGRES_BATCH_SIZE", "20"), ("NEO4J_BATCH_SIZE", "50")];
+
+impl Load {
+    async fn new(name: &'static str, seed: u64) -> Result<Load, Error> {
+        let stage = Stage::with_graph("outage").await?;
+        stage.declare(name).await?;
+        let s = sample::generate(&Spec { seed, records: 4000 });
+        let messages = Messages { artists: s.artists, labels: s.labels, masters: s.masters, releases: s.releases };
+        for (data_type, bodies) in by_type(&messages) {
+            stage.publish(data_type, bodies).await?;
+        }
+        let total = by_type(&messages).iter().map(|(_, bodies)| bodies.len()).sum();
+        Ok(Load { stage, name, expected: oracle::expected(&messages), total })
+    }
+
+    /// Starts the worker and returns when it is in the middle of its work.
+    async fn midway(&self) -> Result<Worker, Error> {
+        let mut worker = self.stage.start(self.name, &SMALL).await?;
+        let quarter = (self.total / 4) as f64;
+        let midway = |w: &Worker| w.metric("records_committed_total", &[]) >= quarter;
+        worker.until("midway", std::time::Duration::from_secs(60), midway).await?;
+        Ok(worker)
+    }
+
+    /// Waits for the end of the load without a restart of the worker, and compares.
+    async fn finish(self, mut worker: Worker) -> Result<(), Error> {
+        settled(&mut worker, self.total).await?;
+        // After a lost connection messages come twice: wait for the queues, too.
+        let unacked = |w: &Worker| w.metric("unacked_deliveries", &[]) == 0.0;
+        worker.until("without unacked deliveries", std::time::Duration::from_secs(60), unacked).await?;
+        worker.ready().await?;
+        let mut stage = self.stage;
+        stage.reconnect().await?;
+        assert_eq!(worker.stop().await?.code(), Some(0));
+        for t in DataType::ALL {
+            assert_eq!(stage.ready_count(&stage.topology(self.name, t).queue).await?, 0, "{t}");
+            assert!(stage.dead_letters(self.name, t).await?.is_empty(), "{t} has dead letters");
+        }
+        if self.name == "tableinator" {
+            let actual = states::read_tables(&stage.postgres().await?).await?;
+            states::compare_tables(&actual, &self.expected.tables)?;
+        } else {
+            let (nodes, rels) = states::read_graph(&services().neo4j()?).await?;
+            states::compare_graph(&nodes, &rels, &self.expected, &Allowed::Nothing)?;
+        }
+        stage.clean_up().await
+    }
+
+    async fn through(self, outage: &[&str]) -> Result<(), Error> {
+        let worker = self.midway().await?;
+        for command in outage {
+            let words: Vec<&str> = command.split(' ').collect();
+            tokio::task::block_in_place(|| script(&words))?;
+        }
+        self.finish(worker).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_restarts() -> Result<(), Error> {
+    Load::new("tableinator", 21).await?.through(&["restart postgres"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_is_killed() -> Result<(), Error> {
+    Load::new("tableinator", 22).await?.through(&["kill postgres", "start postgres"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neo4j_restarts() -> Result<(), Error> {
+    Load::new("graphinator", 23).await?.through(&["restart neo4j"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neo4j_is_killed() -> Result<(), Error> {
+    Load::new("graphinator", 24).await?.through(&["kill neo4j", "start neo4j"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rabbitmq_restarts_under_tableinator() -> Result<(), Error> {
+    Load::new("tableinator", 25).await?.through(&["restart rabbitmq"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rabbitmq_is_killed_under_graphinator() -> Result<(), Error> {
+    Load::new("graphinator", 26).await?.through(&["kill rabbitmq", "start rabbitmq"]).await
+}
