@@ -193,7 +193,7 @@ impl Source {
         Ok((queue.message_count(), queue.consumer_count()))
     }
 
-    /// A handle for asking about the queue beside the consumer.
+    /// The queue's name.
     pub fn queue(&self) -> &str {
         &self.queue
     }

@@ -2,7 +2,7 @@
 //!
 //! Read [`pipeline`] first; it is the whole flow. Then, in the order of the flow: [`amqp`] (source), [`message`]
 //! (decode), [`batch`] (batcher), [`writer`] (retry and bisect), [`sink`] (what a worker adds), [`settle`] (acks),
-//! [`dead_letter`]. Around it: [`worker`] (life cycle), [`config`], [`status`] and [`http`], [`metrics`], [`logging`].
+//! [`dead_letter`]. Around it: [`queue`] (one consumer's life), [`watch`] (is it alive?), [`worker`] (the process), [`config`], [`status`] and [`http`], [`metrics`], [`logging`].
 
 pub mod amqp;
 pub mod backoff;
@@ -17,9 +17,11 @@ pub mod logging;
 pub mod message;
 pub mod metrics;
 pub mod pipeline;
+pub mod queue;
 pub mod settle;
 pub mod sink;
 pub mod status;
+pub mod watch;
 pub mod worker;
 pub mod writer;
 pub mod year;

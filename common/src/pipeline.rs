@@ -13,131 +13,23 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use lapin::message::Delivery;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::info;
 
-use crate::amqp::{Broker, BrokerError, Source};
-use crate::backoff::Backoff;
+use crate::amqp::Source;
 use crate::batch::{Batch, Batcher, Item, Origin, Trigger};
-use crate::config::Config;
-use crate::data_type::{DataType, Topology};
-use crate::dead_letter::DeadLetters;
+use crate::data_type::Topology;
 use crate::message::{self, Control, Message};
 use crate::metrics as names;
+use crate::queue::{End, Queue};
 use crate::settle::SettleToken;
-use crate::sink::{Record, Sink, SinkError};
-use crate::status::Status;
+use crate::sink::{Record, Sink};
+use crate::watch;
 use crate::writer::{Interrupted, Writer};
-
-/// How often the loop looks whether its channel still lives.
-const WATCH: Duration = Duration::from_secs(1);
-/// How often the queue's depth is asked for.
-const DEPTH: Duration = Duration::from_secs(5);
-/// A consumer that gets nothing for this long although messages are waiting is made anew.
-const STALLED: Duration = Duration::from_secs(15);
-
-/// What a queue's pipeline works with.
-pub struct Queue<S> {
-    /// Which records.
-    pub data_type: DataType,
-    /// The worker's settings.
-    pub config: Arc<Config>,
-    /// The broker.
-    pub broker: Arc<Broker>,
-    /// The database.
-    pub sink: Arc<S>,
-    /// Where culprits go.
-    pub dead_letters: Arc<DeadLetters>,
-    /// Shared state.
-    pub status: Arc<Status>,
-    /// Asks for a drain.
-    pub shutdown: CancellationToken,
-}
-
-/// How a subscription ended.
-enum End {
-    /// Everything that was read is settled; the shutdown asked for it.
-    Drained,
-    /// The consumer, the channel or the connection is gone, or should be.
-    Lost(String),
-    /// The database takes nothing until somebody repairs it.
-    Paused(SinkError),
-}
-
-/// Runs one queue until the shutdown: subscribe, pipeline, and again after whatever ended it.
-pub async fn run<S: Sink>(queue: Queue<S>) {
-    let data_type = queue.data_type;
-    let topology = Topology::new(&queue.config.broker.prefix, queue.status.service, data_type);
-    let mut backoff = Backoff::outage();
-    while !queue.shutdown.is_cancelled() {
-        queue.status.turn(data_type);
-        let opened = match until(&queue.shutdown, prepare(&queue, &topology)).await {
-            None => return,
-            Some(opened) => opened,
-        };
-        let end = match opened {
-            Ok(source) => {
-                info!(
-                    data_type = data_type.name(),
-                    queue = topology.queue,
-                    prefetch_count = queue.config.prefetch,
-                    "👂 Consuming"
-                );
-                queue.status.trouble(data_type, None);
-                queue.status.consuming(data_type, true);
-                let subscribed = Instant::now();
-                let end = subscription(&queue, &topology, source).await;
-                queue.status.consuming(data_type, false);
-                if subscribed.elapsed() > STALLED {
-                    backoff = Backoff::outage();
-                }
-                end
-            }
-            Err(end) => end,
-        };
-        let trouble = match end {
-            End::Drained => return,
-            End::Lost(reason) => {
-                warn!(data_type = data_type.name(), reason, "🔌 Consumer lost, subscribing again");
-                metrics::counter!(names::RECONNECTS, "peer" => "queue").increment(1);
-                reason
-            }
-            End::Paused(error) => {
-                error!(
-                    data_type = data_type.name(),
-                    code = error.code,
-                    error = error.message,
-                    "⏸️ Paused: nothing can be written until this is repaired"
-                );
-                error.to_string()
-            }
-        };
-        queue.status.trouble(data_type, Some(trouble));
-        until(&queue.shutdown, sleep(backoff.pause())).await;
-    }
-}
-
-/// Makes sure that the database takes records before any is fetched, then subscribes.
-async fn prepare<S: Sink>(queue: &Queue<S>, topology: &Topology) -> Result<Source, End> {
-    let prepared = queue.sink.prepare().await;
-    queue.status.prepared(prepared.is_ok());
-    prepared.map_err(End::Paused)?;
-    let source = Source::open(&queue.broker, topology, queue.config.prefetch).await;
-    source.map_err(|e| End::Lost(e.to_string()))
-}
-
-/// The outcome of `future`, or `None` if the shutdown came first.
-async fn until<T>(shutdown: &CancellationToken, future: impl Future<Output = T>) -> Option<T> {
-    tokio::select! {
-        () = shutdown.cancelled() => None,
-        outcome = future => Some(outcome),
-    }
-}
 
 /// What one of the tasks beside the loop did.
 enum Done {
@@ -162,7 +54,8 @@ struct Subscription<'a, S: Sink> {
     last_delivery: Instant,
 }
 
-async fn subscription<S: Sink>(queue: &Queue<S>, topology: &Topology, source: Source) -> End {
+/// Runs the pipeline of one subscription to its end.
+pub async fn run<S: Sink>(queue: &Queue<S>, topology: &Topology, source: Source) -> End {
     let cancel = CancellationToken::new();
     let writer = Writer {
         sink: Arc::clone(&queue.sink),
@@ -195,9 +88,9 @@ async fn subscription<S: Sink>(queue: &Queue<S>, topology: &Topology, source: So
 impl<S: Sink> Subscription<'_, S> {
     async fn run(&mut self) -> End {
         let shutdown = self.queue.shutdown.clone();
-        let mut watch = interval(WATCH);
-        let mut depth = interval(DEPTH);
-        watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = interval(watch::LOOK);
+        let mut depth = interval(watch::DEPTH);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         depth.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.dispatch();
@@ -214,8 +107,8 @@ impl<S: Sink> Subscription<'_, S> {
                     self.close(Trigger::Deadline);
                     Ok(())
                 }
-                _ = watch.tick() => self.watch(),
-                _ = depth.tick() => self.depth().await,
+                _ = look.tick() => self.look(),
+                _ = depth.tick(), if !self.draining => self.depth().await,
                 delivery = self.source.next(), if reading => self.receive(delivery),
             };
             if let Err(end) = turn {
@@ -400,36 +293,19 @@ impl<S: Sink> Subscription<'_, S> {
         self.source.cancel().await.map_err(|e| End::Lost(e.to_string()))
     }
 
-    fn watch(&mut self) -> Result<(), End> {
+    fn look(&self) -> Result<(), End> {
         self.queue.status.turn(self.queue.data_type);
-        if !self.source.is_alive() {
-            return Err(End::Lost("the channel is closed".to_owned()));
-        }
         if self.source.ledger.returned() > 0 && self.tasks.is_empty() {
             return Err(End::Lost("undecided deliveries must go back".to_owned()));
         }
-        Ok(())
+        watch::channel(&self.source).map_or(Ok(()), |wrong| Err(End::Lost(wrong)))
     }
 
-    /// Asks how many messages wait. A consumer that should get them but does not is replaced.
-    async fn depth(&mut self) -> Result<(), End> {
-        let (ready, consumers) = match self.source.depth().await {
-            Ok(depth) => depth,
-            Err(e @ BrokerError::Timeout) => return Err(End::Lost(e.to_string())),
-            Err(e) => return Err(End::Lost(format!("{}: {e}", self.source.queue()))),
-        };
-        metrics::gauge!(names::QUEUE_READY, "data_type" => self.queue.data_type.name()).set(f64::from(ready));
-        if self.draining {
-            return Ok(());
-        }
-        if consumers == 0 {
-            return Err(End::Lost("the broker knows no consumer of this queue".to_owned()));
-        }
-        let stalled = ready > 0 && self.source.ledger.open() == 0 && self.last_delivery.elapsed() > STALLED;
-        if stalled && self.is_idle() {
-            return Err(End::Lost(format!("{ready} messages wait, none was delivered")));
-        }
-        Ok(())
+    async fn depth(&self) -> Result<(), End> {
+        let could_take_more = self.is_idle() && self.source.ledger.open() == 0;
+        let idle_since = could_take_more.then_some(self.last_delivery);
+        let wrong = watch::queue(&self.source, self.queue.data_type, idle_since).await;
+        wrong.map_or(Ok(()), |wrong| Err(End::Lost(wrong)))
     }
 
     fn gauges(&self) {
@@ -448,8 +324,8 @@ impl<S: Sink> Subscription<'_, S> {
             }
         }
         self.in_flight.clear();
-        self.gauges();
         drop((self.waiting.take(), self.control.take(), self.batcher.close(Trigger::Drain)));
+        self.gauges();
         if !matches!(end, End::Lost(_)) || self.source.is_alive() {
             let _ = self.ack().await; // lost acks were counted; their messages come back
             for frame in self.source.ledger.scattered() {

@@ -82,10 +82,14 @@ impl Status {
         }
     }
 
-    /// Records were committed. Returns how many of this type there are since the start.
-    pub fn committed(&self, data_type: DataType, count: usize) -> u64 {
-        let count = count as u64;
-        self.of(data_type).committed.fetch_add(count, Relaxed) + count
+    /// Records were committed.
+    pub fn committed(&self, data_type: DataType, count: usize) {
+        self.of(data_type).committed.fetch_add(count as u64, Relaxed);
+    }
+
+    /// Records of this type that were committed since the start.
+    pub fn total_committed(&self, data_type: DataType) -> u64 {
+        self.of(data_type).committed.load(Relaxed)
     }
 
     /// A message was confirmed by the dead-letter exchange.

@@ -14,7 +14,7 @@ use crate::amqp::Broker;
 use crate::config::Config;
 use crate::data_type::DataType;
 use crate::dead_letter::DeadLetters;
-use crate::pipeline::{self, Queue};
+use crate::queue::{self, Queue};
 use crate::sink::Sink;
 use crate::status::Status;
 use crate::{http, logging, metrics};
@@ -103,7 +103,7 @@ async fn pipelines<S: Sink>(config: Config, sink: S, status: &Arc<Status>, stop:
     let mut queues = JoinSet::new();
     for data_type in DataType::ALL {
         ::metrics::gauge!(metrics::CONCURRENCY, "data_type" => data_type.name()).set(config.writers as f64);
-        queues.spawn(pipeline::run(Queue {
+        queues.spawn(queue::run(Queue {
             data_type,
             config: Arc::clone(&config),
             broker: Arc::clone(&broker),

@@ -91,7 +91,6 @@ impl<S: Sink> Writer<S> {
             self.write_parts(records, batch.opened).await?;
         }
         let took = started.elapsed();
-        let total = self.status.committed(self.data_type, 0);
         info!(
             data_type = self.data_type.name(),
             batch_size = size,
@@ -99,7 +98,7 @@ impl<S: Sink> Writer<S> {
             trigger = batch.trigger.name(),
             duration_ms = took.as_millis() as u64,
             records_per_sec = (size as f64 / took.as_secs_f64().max(1e-6)).round() as u64,
-            total_processed = total,
+            total_processed = self.status.total_committed(self.data_type),
             "✅ Batch processed"
         );
         Ok(())
@@ -160,7 +159,7 @@ impl<S: Sink> Writer<S> {
                 }
                 Err(error) if error.class == Class::Poison => return Ok(Err(error)),
                 Err(error) => {
-                    again |= error.class == Class::Transient; // a conflict was rolled back for certain
+                    again = true; // parts of a write that come after its commit may be missing
                     retry.after(error).await?;
                 }
             }

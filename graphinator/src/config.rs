@@ -89,6 +89,11 @@ fn uri(env: &mut Env, verify: bool) -> String {
         if !SCHEMES.contains(&scheme) {
             env.problem(format!("NEO4J_HOST has the scheme {scheme:?}: give one of {}", SCHEMES.join(", ")));
         }
+        if host.contains('@') {
+            env.problem(
+                "NEO4J_HOST holds credentials, which would end up in logs: use NEO4J_USERNAME and NEO4J_PASSWORD",
+            );
+        }
         return host;
     }
     let scheme = match (encrypt, verify) {
@@ -123,6 +128,7 @@ mod tests {
     #[test]
     fn uris_are_taken_as_they_are() {
         assert_eq!(uri_of(&[("NEO4J_HOST", "neo4j+s://a:9")]).as_deref(), Ok("neo4j+s://a:9"));
+        assert!(uri_of(&[("NEO4J_HOST", "bolt://u:hidden@a")]).is_err_and(|e| !e.contains("hidden")));
         assert!(uri_of(&[("NEO4J_HOST", "http://a")]).is_err_and(|e| e.contains("bolt+s")));
     }
 

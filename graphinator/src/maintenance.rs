@@ -12,11 +12,12 @@ use common::backoff::Backoff;
 use common::message::ExtractionComplete;
 use common::sink::SinkError;
 use neo4rs::{Graph, Query, Row, query};
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
+use crate::connect::Connector;
 use crate::errors::classify;
-use crate::sink::Neo4jSink;
 use crate::statements::label;
 
 /// How often to look for runs whose replica died.
@@ -50,47 +51,68 @@ pub fn signal(data_type: DataType, run: &ExtractionComplete) -> Query {
     .param("types", DataType::ALL.map(|t| t.name()).to_vec())
 }
 
-/// Does what was asked for, for ever.
-pub async fn run(sink: &Neo4jSink) {
-    let owner = format!("{:016x}", fastrand::u64(..));
-    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(120));
-    loop {
-        match next(sink, &owner).await {
-            Ok(true) => backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(120)),
-            Ok(false) => {
-                let _ = timeout(LOOK, sink.maintenance_requested.notified()).await;
-            }
-            Err(e) => {
-                warn!(code = e.code, error = e.message, "🧹 Post-import maintenance failed, trying again");
-                sink.maintenance.discard();
-                sleep(backoff.pause()).await;
+/// The maintenance of this worker's graph.
+pub struct Maintenance {
+    connector: Connector,
+    requested: Notify,
+    /// Tells replicas apart.
+    owner: String,
+}
+
+impl Maintenance {
+    /// `connector` is beside the pipelines' connections, with more patience.
+    pub fn new(connector: Connector) -> Self {
+        Maintenance { connector, requested: Notify::new(), owner: format!("{:016x}", fastrand::u64(..)) }
+    }
+
+    /// Something may be to do.
+    pub fn wake(&self) {
+        self.requested.notify_one();
+    }
+
+    /// Does what was asked for, for ever.
+    pub async fn run(&self) {
+        let mut backoff = Backoff::outage();
+        loop {
+            match self.next().await {
+                Ok(true) => backoff = Backoff::outage(),
+                Ok(false) => {
+                    // Woken by a signal, or by the clock: then another replica may have left something.
+                    let _ = timeout(LOOK, self.requested.notified()).await;
+                }
+                Err(e) => {
+                    warn!(code = e.code, error = e.message, "🧹 Post-import maintenance failed, trying again");
+                    self.connector.discard();
+                    sleep(backoff.pause()).await;
+                }
             }
         }
     }
-}
 
-/// Does the maintenance of one run. False if none is asked for, or another replica does it.
-async fn next(sink: &Neo4jSink, owner: &str) -> Result<bool, SinkError> {
-    let graph = sink.maintenance.graph()?;
-    let Some(row) = one(&graph, claim(owner)).await? else {
-        return Ok(false);
-    };
-    let (version, requested): (String, i64) = (get(&row, "version")?, get(&row, "requested")?);
-    info!(version, "🏁 All data types complete — running post-import maintenance");
-    let job = Job { graph, version, owner };
-    for data_type in DataType::ALL {
-        job.remove_stubs(data_type).await?;
+    /// Does the maintenance of one run. False if none is asked for, or another replica does it.
+    async fn next(&self) -> Result<bool, SinkError> {
+        let graph = self.connector.graph()?;
+        let Some(row) = one(&graph, claim(&self.owner)).await? else {
+            return Ok(false);
+        };
+        let (version, requested): (String, i64) = (get(&row, "version")?, get(&row, "requested")?);
+        info!(version, "🏁 All data types complete — running post-import maintenance");
+        let job = Job { graph, version, owner: &self.owner };
+        for data_type in DataType::ALL {
+            job.remove_stubs(data_type).await?;
+        }
+        job.named_statistics("Genre", "style", "Style").await?;
+        job.named_statistics("Style", "genre", "Genre").await?;
+        job.label_statistics().await?;
+        let done = query(
+            "MATCH (r:IngestRun {version: $version}) SET r.completed = $requested, r.owner = NULL RETURN 1 AS done",
+        )
+        .param("version", job.version.as_str())
+        .param("requested", requested);
+        one(&job.graph, done).await?;
+        info!(version = job.version, "✅ Post-import maintenance complete");
+        Ok(true)
     }
-    job.named_statistics("Genre", "style", "Style").await?;
-    job.named_statistics("Style", "genre", "Genre").await?;
-    job.label_statistics().await?;
-    let done =
-        query("MATCH (r:IngestRun {version: $version}) SET r.completed = $requested, r.owner = NULL RETURN 1 AS done")
-            .param("version", job.version.as_str())
-            .param("requested", requested);
-    one(&job.graph, done).await?;
-    info!(version = job.version, "✅ Post-import maintenance complete");
-    Ok(true)
 }
 
 fn claim(owner: &str) -> Query {

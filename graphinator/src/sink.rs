@@ -1,7 +1,6 @@
 //! A batch in Neo4j: compare hashes, prune, write, all in one transaction; then the SAME_AS edges that waited for it.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::DataType;
@@ -10,13 +9,14 @@ use common::message::{Control, Data};
 use common::metrics::WRITE;
 use common::sink::{Class, Record, Sink, SinkError, WriteReport};
 use neo4rs::{Query, Txn, query};
-use tokio::sync::{Mutex, Notify, Semaphore};
+use tokio::sync::{Mutex, Semaphore};
 
 use crate::config::Neo4jConfig;
 use crate::connect::Connector;
 use crate::errors::classify;
+use crate::maintenance::{self, Maintenance};
 use crate::record::{self, Payload};
-use crate::{maintenance, schema, statements};
+use crate::{schema, statements};
 
 /// Longest wait for one statement of the maintenance: statistics of the largest genre read millions of releases.
 const MAINTENANCE_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -24,12 +24,10 @@ const MAINTENANCE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// The worker's database.
 pub struct Neo4jSink {
     connector: Connector,
-    /// Beside the pipelines' connections, with more patience.
-    pub(crate) maintenance: Arc<Connector>,
+    maintenance: Maintenance,
     schema: SchemaMode,
     preparing: Mutex<()>,
     transactions: Semaphore,
-    pub(crate) maintenance_requested: Notify,
 }
 
 impl Neo4jSink {
@@ -37,11 +35,10 @@ impl Neo4jSink {
     pub fn new(config: &Neo4jConfig, schema: SchemaMode, timeout: Duration) -> Self {
         Neo4jSink {
             connector: Connector::new(config.clone(), timeout),
-            maintenance: Arc::new(Connector::new(config.clone(), MAINTENANCE_TIMEOUT)),
+            maintenance: Maintenance::new(Connector::new(config.clone(), MAINTENANCE_TIMEOUT)),
             schema,
             preparing: Mutex::new(()),
             transactions: Semaphore::new(config.transactions),
-            maintenance_requested: Notify::new(),
         }
     }
 
@@ -121,14 +118,14 @@ impl Sink for Neo4jSink {
             Control::FileComplete { .. } => Ok(()),
             Control::ExtractionComplete(run) => {
                 self.run(maintenance::signal(data_type, run)).await?;
-                self.maintenance_requested.notify_one();
+                self.maintenance.wake();
                 Ok(())
             }
         }
     }
 
     async fn background(&self) {
-        maintenance::run(self).await;
+        self.maintenance.run().await;
     }
 }
 

@@ -11,63 +11,74 @@ use common::DataType;
 use common::backoff::Backoff;
 use common::message::ExtractionComplete;
 use common::sink::SinkError;
-use deadpool_postgres::Transaction;
+use deadpool_postgres::{Pool, Transaction};
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use crate::connect::Lease;
-use crate::sink::PostgresSink;
+use crate::rows;
 
 /// How often to look for requests of replicas that died.
 const LOOK: Duration = Duration::from_secs(30);
 
-/// Writes down that a type is to be purged. The same signal again changes nothing; a new `started_at` is a new run.
-///
-/// # Errors
-/// [`SinkError`].
-pub async fn request(sink: &PostgresSink, data_type: DataType, run: &ExtractionComplete) -> Result<(), SinkError> {
-    let count = run.record_counts.iter().find(|(t, _)| t == data_type.name()).map(|(_, n)| *n);
-    let mut lease = Lease::take(&sink.pool).await?;
-    let outcome = lease
-        .client()?
-        .execute(
-            "INSERT INTO ingest_purges (data_type, version, started_at, record_count) VALUES ($1, $2, $3, $4) \
-             ON CONFLICT (data_type, version, started_at) DO NOTHING",
-            &[&data_type.name(), &storable(&run.version), &storable(&run.started_at), &count],
-        )
-        .await;
-    lease.finish(outcome)?;
-    sink.purge_requested.notify_one();
-    Ok(())
+/// The purges of this worker's database.
+pub struct Purges {
+    pool: Pool,
+    max_fraction: f64,
+    requested: Notify,
 }
 
-fn storable(text: &str) -> String {
-    crate::rows::storable(text).into_owned()
-}
+impl Purges {
+    /// A purge of `max_fraction` of a table or more is vetoed.
+    pub fn new(pool: Pool, max_fraction: f64) -> Self {
+        Purges { pool, max_fraction, requested: Notify::new() }
+    }
 
-/// Does what was asked for, for ever.
-pub async fn run(sink: &PostgresSink) {
-    let mut backoff = Backoff::outage();
-    loop {
-        match next(sink).await {
-            Ok(true) => backoff = Backoff::outage(),
-            Ok(false) => {
-                // Woken by a signal, or by the clock: then another replica may have left something.
-                let _ = timeout(LOOK, sink.purge_requested.notified()).await;
-            }
-            Err(e) => {
-                warn!(code = e.code, error = e.message, "🧹 Purge failed, trying again");
-                sleep(backoff.pause()).await;
+    /// Writes down that a type is to be purged. The same signal again changes nothing; a new `started_at` is a new run.
+    ///
+    /// # Errors
+    /// [`SinkError`].
+    pub async fn request(&self, data_type: DataType, run: &ExtractionComplete) -> Result<(), SinkError> {
+        let count = run.record_counts.iter().find(|(t, _)| t == data_type.name()).map(|(_, n)| *n);
+        let mut lease = Lease::take(&self.pool).await?;
+        let outcome = lease
+            .client()?
+            .execute(
+                "INSERT INTO ingest_purges (data_type, version, started_at, record_count) VALUES ($1, $2, $3, $4) \
+                 ON CONFLICT (data_type, version, started_at) DO NOTHING",
+                &[&data_type.name(), &rows::storable(&run.version), &rows::storable(&run.started_at), &count],
+            )
+            .await;
+        lease.finish(outcome)?;
+        self.requested.notify_one();
+        Ok(())
+    }
+
+    /// Does what was asked for, for ever.
+    pub async fn run(&self) {
+        let mut backoff = Backoff::outage();
+        loop {
+            match self.next().await {
+                Ok(true) => backoff = Backoff::outage(),
+                Ok(false) => {
+                    // Woken by a signal, or by the clock: then another replica may have left something.
+                    let _ = timeout(LOOK, self.requested.notified()).await;
+                }
+                Err(e) => {
+                    warn!(code = e.code, error = e.message, "🧹 Purge failed, trying again");
+                    sleep(backoff.pause()).await;
+                }
             }
         }
     }
-}
 
-/// Does one requested purge. False if there is none.
-async fn next(sink: &PostgresSink) -> Result<bool, SinkError> {
-    let mut lease = Lease::take(&sink.pool).await?;
-    let outcome = claim_and_purge(lease.client()?, sink.purge_max_delete_fraction).await;
-    lease.finish(outcome)
+    /// Does one requested purge. False if there is none.
+    async fn next(&self) -> Result<bool, SinkError> {
+        let mut lease = Lease::take(&self.pool).await?;
+        let outcome = claim_and_purge(lease.client()?, self.max_fraction).await;
+        lease.finish(outcome)
+    }
 }
 
 async fn claim_and_purge(

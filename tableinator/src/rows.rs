@@ -4,7 +4,14 @@ use bytes::{BufMut, Bytes, BytesMut};
 use common::message::nul_escapes;
 use common::sink::Record;
 
-use crate::sink::Year;
+/// What this sink takes out of a record: the year that goes into its JSON (contract §3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Year {
+    /// Artists and labels have none.
+    Absent,
+    /// Masters and releases always have the key, if need be with null.
+    Known(Option<i32>),
+}
 
 /// Signature, flags and length of the header extension.
 const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";

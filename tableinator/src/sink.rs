@@ -12,32 +12,23 @@ use common::sink::{Class, Record, Sink, SinkError, WriteReport};
 use common::year;
 use deadpool_postgres::Pool;
 use futures_util::SinkExt;
-use tokio::sync::Notify;
 
 use crate::connect::Lease;
-use crate::{purge, rows, schema};
-
-/// What this sink takes out of a record: the year that goes into its JSON (contract §3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Year {
-    /// Artists and labels have none.
-    Absent,
-    /// Masters and releases always have the key, if need be with null.
-    Known(Option<i32>),
-}
+use crate::purge::Purges;
+use crate::rows::{self, Year};
+use crate::schema;
 
 /// The worker's database.
 pub struct PostgresSink {
-    pub(crate) pool: Pool,
+    pool: Pool,
     schema: SchemaMode,
-    pub(crate) purge_max_delete_fraction: f64,
-    pub(crate) purge_requested: Notify,
+    purges: Purges,
 }
 
 impl PostgresSink {
     /// A sink that uses the pool; it connects on first use.
     pub fn new(pool: Pool, schema: SchemaMode, purge_max_delete_fraction: f64) -> Self {
-        PostgresSink { pool, schema, purge_max_delete_fraction, purge_requested: Notify::new() }
+        PostgresSink { purges: Purges::new(pool.clone(), purge_max_delete_fraction), pool, schema }
     }
 }
 
@@ -117,12 +108,12 @@ impl Sink for PostgresSink {
     async fn control(&self, data_type: DataType, control: &Control) -> Result<(), SinkError> {
         match control {
             Control::FileComplete { .. } => Ok(()),
-            Control::ExtractionComplete(run) => purge::request(self, data_type, run).await,
+            Control::ExtractionComplete(run) => self.purges.request(data_type, run).await,
         }
     }
 
     async fn background(&self) {
-        purge::run(self).await;
+        self.purges.run().await;
     }
 }
 

@@ -1,6 +1,8 @@
 //! Servers that go away in mid-load and come back. These tests restart the shared services, so they are a target of
 //! their own (cargo runs targets one after the other) and run one at a time.
 
+use std::time::Duration;
+
 use common::DataType;
 use integration_tests::oracle::{self, Expected, Messages};
 use integration_tests::stage::{by_type, services, settled};
@@ -34,11 +36,11 @@ impl Load {
     }
 
     /// Starts the worker and returns when it is in the middle of its work.
-    async fn midway(&self) -> Result<Worker, Error> {
-        let mut worker = self.stage.start(self.name, &SMALL).await?;
+    async fn midway(&self, extra: &[(&str, &str)]) -> Result<Worker, Error> {
+        let mut worker = self.stage.start(self.name, &[&SMALL, extra].concat()).await?;
         let quarter = (self.total / 4) as f64;
         let midway = |w: &Worker| w.metric("records_committed_total", &[]) >= quarter;
-        worker.until("midway", std::time::Duration::from_secs(60), midway).await?;
+        worker.until("midway", Duration::from_secs(60), midway).await?;
         Ok(worker)
     }
 
@@ -47,7 +49,7 @@ impl Load {
         settled(&mut worker, self.total).await?;
         // After a lost connection messages come twice: wait for the queues, too.
         let unacked = |w: &Worker| w.metric("unacked_deliveries", &[]) == 0.0;
-        worker.until("without unacked deliveries", std::time::Duration::from_secs(60), unacked).await?;
+        worker.until("without unacked deliveries", Duration::from_secs(60), unacked).await?;
         worker.ready().await?;
         let mut stage = self.stage;
         stage.reconnect().await?;
@@ -67,7 +69,7 @@ impl Load {
     }
 
     async fn through(self, outage: &[&str]) -> Result<(), Error> {
-        let worker = self.midway().await?;
+        let worker = self.midway(&[]).await?;
         for command in outage {
             let words: Vec<&str> = command.split(' ').collect();
             tokio::task::block_in_place(|| script(&words))?;
@@ -104,4 +106,25 @@ async fn rabbitmq_restarts_under_tableinator() -> Result<(), Error> {
 #[tokio::test(flavor = "multi_thread")]
 async fn rabbitmq_is_killed_under_graphinator() -> Result<(), Error> {
     Load::new("graphinator", 26).await?.through(&["kill rabbitmq", "start rabbitmq"]).await
+}
+
+/// A long outage: before the broker's consumer timeout the messages go back, nothing is consumed until the database
+/// answers again, and then everything arrives.
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_are_handed_back_in_a_long_outage() -> Result<(), Error> {
+    let load = Load::new("tableinator", 27).await?;
+    let mut worker = load.midway(&[("RABBITMQ_CONSUMER_TIMEOUT", "10")]).await?;
+    script(&["kill", "postgres"])?;
+    let nobody_consumes = |w: &Worker| {
+        w.get("/health").is_ok_and(|(code, body)| code == 200 && body.contains(r#""active_consumers":[]"#))
+    };
+    worker.until("without consumers", Duration::from_secs(60), nobody_consumes).await?;
+    let mut ready = 0;
+    for t in DataType::ALL {
+        ready += load.stage.ready_count(&load.stage.topology(load.name, t).queue).await?;
+    }
+    assert!(ready > 0, "the messages are with the broker");
+    assert!(worker.get("/ready")?.1.contains("PostgreSQL is not ready"), "{:?}", worker.get("/ready"));
+    script(&["start", "postgres"])?;
+    load.finish(worker).await
 }
