@@ -312,7 +312,7 @@ impl<S: Sink> Subscription<'_, S> {
         let data_type = self.queue.data_type.name();
         metrics::gauge!(names::IN_FLIGHT_BATCHES, "data_type" => data_type).set(self.tasks.len() as f64);
         metrics::gauge!(names::IN_FLIGHT_RECORDS, "data_type" => data_type).set(self.in_flight.len() as f64);
-        metrics::gauge!(names::UNACKED, "data_type" => data_type).set(self.source.ledger.open() as f64);
+        metrics::gauge!(names::UNACKED, "data_type" => data_type).set(self.source.ledger.unacked() as f64);
     }
 
     /// Lets running attempts end, acknowledges what they committed, and hands the rest back by closing the channel.

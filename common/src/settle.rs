@@ -95,6 +95,11 @@ impl Ledger {
         inner.slots.len() - inner.settled - inner.returned
     }
 
+    /// Deliveries that are not acknowledged yet, whatever was decided about them.
+    pub fn unacked(&self) -> usize {
+        self.lock().slots.len()
+    }
+
     /// Deliveries whose token was dropped undecided. They come back when the channel ends, not before.
     pub fn returned(&self) -> usize {
         self.lock().returned
@@ -177,6 +182,7 @@ mod tests {
         settle(&mut tokens, 3);
         settle(&mut tokens, 4);
         assert_eq!(ledger.ackable(), None);
+        assert_eq!((ledger.open(), ledger.unacked()), (2, 4));
         settle(&mut tokens, 1);
         assert_eq!(ledger.ackable().map(|f| f.tag), Some(1));
         settle(&mut tokens, 2);
