@@ -1,6 +1,7 @@
 //! The broker's side: one connection that is made anew when it is lost, the topology, and a consumer per queue.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -53,12 +54,13 @@ pub struct Broker {
     config: BrokerConfig,
     service: &'static str,
     connection: Mutex<Option<Connection>>,
+    connected_before: AtomicBool,
 }
 
 impl Broker {
     /// Connects on first use.
     pub fn new(config: BrokerConfig, service: &'static str) -> Arc<Self> {
-        Arc::new(Broker { config, service, connection: Mutex::new(None) })
+        Arc::new(Broker { config, service, connection: Mutex::new(None), connected_before: AtomicBool::new(false) })
     }
 
     /// A new channel, on a new connection if the last one is gone. Callers that come meanwhile share that attempt.
@@ -72,7 +74,9 @@ impl Broker {
             None => {
                 metrics::gauge!(names::CONNECTED, "peer" => "broker").set(0.0);
                 let connection = answered(self.connect()).await?;
-                metrics::counter!(names::RECONNECTS, "peer" => "broker").increment(1);
+                if self.connected_before.swap(true, Ordering::Relaxed) {
+                    metrics::counter!(names::RECONNECTS, "peer" => "broker").increment(1);
+                }
                 connection
             }
         };
@@ -108,6 +112,18 @@ impl Broker {
     }
 }
 
+/// The dead-letter queue and the main queue with the contract's exact arguments (§1.1).
+pub fn queues(topology: &Topology) -> [(&str, FieldTable); 2] {
+    let text = |s: &str| AMQPValue::LongString(s.into());
+    let mut dead = FieldTable::default();
+    dead.insert("x-queue-type".into(), text("classic"));
+    let mut main = FieldTable::default();
+    main.insert("x-queue-type".into(), text("quorum"));
+    main.insert("x-dead-letter-exchange".into(), text(&topology.dead_letter_exchange));
+    main.insert("x-delivery-limit".into(), AMQPValue::LongInt(DELIVERY_LIMIT));
+    [(&topology.dead_letter_queue, dead), (&topology.queue, main)]
+}
+
 /// Declares everything that a worker needs for one type, with the contract's exact arguments (§1.1, §1.2).
 ///
 /// # Errors
@@ -116,21 +132,12 @@ pub async fn declare(channel: &Channel, topology: &Topology) -> Result<(), Broke
     let t = topology;
     let exchange = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
     let queue = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    let text = |s: &str| AMQPValue::LongString(s.into());
-    let mut dead = FieldTable::default();
-    dead.insert("x-queue-type".into(), text("classic"));
-    let mut main = FieldTable::default();
-    main.insert("x-queue-type".into(), text("quorum"));
-    main.insert("x-dead-letter-exchange".into(), text(&t.dead_letter_exchange));
-    main.insert("x-delivery-limit".into(), AMQPValue::LongInt(DELIVERY_LIMIT));
     for name in [&t.data_exchange, &t.dead_letter_exchange] {
         let none = FieldTable::default();
         answered(channel.exchange_declare(name.as_str().into(), ExchangeKind::Fanout, exchange, none)).await?;
     }
-    for (name, arguments, source) in
-        [(&t.dead_letter_queue, dead, &t.dead_letter_exchange), (&t.queue, main, &t.data_exchange)]
-    {
-        let name = name.as_str();
+    let sources = [&t.dead_letter_exchange, &t.data_exchange];
+    for ((name, arguments), source) in queues(t).into_iter().zip(sources) {
         answered(channel.queue_declare(name.into(), queue, arguments)).await?;
         // The routing key that the predecessors' library used: with another one there would be a second binding.
         let none = FieldTable::default();

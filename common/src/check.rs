@@ -2,7 +2,8 @@
 
 use std::cell::Cell;
 
-use lapin::options::QueueDeclareOptions;
+use lapin::ExchangeKind;
+use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::FieldTable;
 
@@ -46,8 +47,9 @@ pub async fn run<S: Sink>(service: &'static str, database: &str, config: &Config
             timeout.as_secs()
         ),
     );
-    match sink.prepare().await {
-        Ok(()) => line(true, database, "reachable, schema complete".to_owned()),
+    let schema = if config.schema == SchemaMode::Off { "not looked at" } else { "complete" };
+    match prepare(sink).await {
+        Ok(()) => line(true, database, format!("reachable, writable, schema {schema}")),
         Err(SinkError { code, message, .. }) if code == "schema" && config.schema == SchemaMode::Ensure => {
             line(true, database, format!("reachable; the schema will be completed at start ({message})"));
         }
@@ -73,19 +75,53 @@ pub async fn run<S: Sink>(service: &'static str, database: &str, config: &Config
     if failed.get() { Exit::CheckFailed } else { Exit::Clean }
 }
 
-/// Looks whether the queue exists, and if so whether its arguments are ours: declaring an equal queue changes nothing,
-/// declaring another one is refused.
+async fn prepare<S: Sink>(sink: &S) -> Result<(), SinkError> {
+    for data_type in DataType::ALL {
+        sink.prepare(data_type).await?;
+    }
+    Ok(())
+}
+
+/// Looks whether everything of a queue exists, and if the queue does, whether its arguments are ours: declaring an equal
+/// queue changes nothing, declaring another one is refused.
 async fn queue(broker: &Broker, topology: &Topology) -> Result<String, BrokerError> {
-    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let channel = broker.channel().await?;
-    let declared = channel.queue_declare(topology.queue.as_str().into(), passive, FieldTable::default());
-    match answered(declared).await {
-        Ok(queue) => {
-            let (ready, consumers) = (queue.message_count(), queue.consumer_count());
-            amqp::declare(&channel, topology).await?;
-            Ok(format!("{ready} messages ready, {consumers} consumers, arguments as expected"))
+    let mut missing = Vec::new();
+    for exchange in [&topology.data_exchange, &topology.dead_letter_exchange] {
+        let channel = broker.channel().await?; // a refusal closes it
+        let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+        let name = exchange.as_str().into();
+        let declared = channel.exchange_declare(name, ExchangeKind::Fanout, passive, FieldTable::default());
+        exists(answered(declared).await, exchange, &mut missing)?;
+    }
+    let mut text = String::new();
+    for (queue, arguments) in amqp::queues(topology) {
+        let channel = broker.channel().await?;
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let declared = answered(channel.queue_declare(queue.into(), passive, FieldTable::default())).await;
+        if let Some(found) = exists(declared, queue, &mut missing)? {
+            let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+            answered(channel.queue_declare(queue.into(), durable, arguments)).await?;
+            let (ready, consumers) = (found.message_count(), found.consumer_count());
+            text = format!("{ready} messages ready, {consumers} consumers, arguments as expected");
         }
-        Err(BrokerError::Amqp(e)) if is_not_found(&e) => Ok("does not exist yet, will be declared at start".to_owned()),
+    }
+    if missing.is_empty() {
+        return Ok(text);
+    }
+    Ok(format!("not there yet, will be declared at start: {}", missing.join(", ")))
+}
+
+fn exists<T>(
+    declared: Result<T, BrokerError>,
+    name: &str,
+    missing: &mut Vec<String>,
+) -> Result<Option<T>, BrokerError> {
+    match declared {
+        Ok(found) => Ok(Some(found)),
+        Err(BrokerError::Amqp(e)) if is_not_found(&e) => {
+            missing.push(name.to_owned());
+            Ok(None)
+        }
         Err(e) => Err(e),
     }
 }

@@ -110,8 +110,10 @@ pub struct Config {
     pub broker: BrokerConfig,
     /// When batches close.
     pub limits: Limits,
-    /// Batches of one type that are written at the same time.
+    /// Batches of one type that are prepared and written at the same time.
     pub writers: usize,
+    /// Transactions of all types together: what the database should bear, or the pool has connections for.
+    pub transactions: usize,
     /// Unacknowledged messages per queue.
     pub prefetch: u16,
     /// Longest time that one attempt to write may take.
@@ -348,6 +350,7 @@ pub fn common(env: &mut Env, batch: &BatchVariables, default_port: u16) -> Confi
             interval: seconds(env, batch.interval, 0.01..=600.0),
         },
         writers,
+        transactions: writers * 4, // no bound; a worker that has one sets it
         prefetch: prefetch(env, batch, size, writers),
         write_timeout: seconds(env, "WRITE_TIMEOUT", 1.0..=3600.0),
         hold_limit: seconds(env, "RABBITMQ_CONSUMER_TIMEOUT", 10.0..=86_400.0 * 7.0) / 2,

@@ -12,8 +12,10 @@ use crate::amqp::{Broker, BrokerError, answered};
 use crate::batch::Origin;
 use crate::data_type::Topology;
 
-/// Longest error text in a header, in characters.
-const MAX_DETAIL: usize = 1000;
+/// Longest text in a header of ours, in characters: all headers of a message must fit into one AMQP frame.
+const MAX_TEXT: usize = 1000;
+/// Most bytes of headers that came with the message; more are left out, since frames have 128 KiB.
+const MAX_RECEIVED: usize = 32 * 1024;
 
 /// Why a message is dead-lettered.
 #[derive(Clone, Debug)]
@@ -72,11 +74,11 @@ impl DeadLetters {
     }
 
     fn properties(&self, topology: &Topology, origin: &Origin, why: &Reason) -> BasicProperties {
-        let mut headers = origin.properties.headers().clone().unwrap_or_default();
+        let received = origin.properties.headers().clone().unwrap_or_default();
+        let mut headers = if format!("{received:?}").len() <= MAX_RECEIVED { received } else { FieldTable::default() };
         put(&mut headers, "dead-letter-reason", why.reason);
         put(&mut headers, "dead-letter-code", &why.code);
-        let detail: String = why.detail.chars().take(MAX_DETAIL).collect();
-        put(&mut headers, "dead-letter-detail", &detail);
+        put(&mut headers, "dead-letter-detail", &why.detail);
         put(&mut headers, "dead-letter-queue", &topology.queue);
         put(&mut headers, "dead-letter-worker", &self.worker);
         let stamp = |t: chrono::DateTime<Utc>| t.to_rfc3339_opts(SecondsFormat::Millis, true);
@@ -101,5 +103,6 @@ impl DeadLetters {
 }
 
 fn put(headers: &mut FieldTable, key: &str, value: &str) {
-    headers.insert(key.into(), AMQPValue::LongString(value.into()));
+    let text: String = value.chars().take(MAX_TEXT).collect();
+    headers.insert(key.into(), AMQPValue::LongString(text.as_str().into()));
 }

@@ -47,7 +47,7 @@ pub const RETRIES: &str = "retries_total";
 pub const BISECTIONS: &str = "bisections_total";
 /// Attempts that lost against another transaction. Label `data_type`.
 pub const DEADLOCKS: &str = "deadlocks_total";
-/// 1 while the worker does not consume because nothing can be written. Label `data_type`.
+/// 1 while nothing of this type can be written. Label `data_type`.
 pub const BREAKER: &str = "breaker_state";
 /// Time for which a stage could not go on, a sum of seconds (a gauge, since it has fractions). Labels `data_type`,
 /// `stage`: `source` (a full batch waited for a writer, so that nothing was read).
@@ -112,7 +112,7 @@ fn describe() {
         (IN_FLIGHT_RECORDS, Unit::Count, "Records in batches that are being written"),
         (UNACKED, Unit::Count, "Deliveries that are not acknowledged yet"),
         (QUEUE_READY, Unit::Count, "Messages waiting in the queue"),
-        (BREAKER, Unit::Count, "1 while the worker does not consume because nothing can be written"),
+        (BREAKER, Unit::Count, "1 while nothing of this type can be written"),
         (CONNECTED, Unit::Count, "1 while connected"),
         (BLOCKED, Unit::Seconds, "Time for which a stage could not go on, summed up"),
         (DRAIN, Unit::Seconds, "Duration of the drain at shutdown"),

@@ -13,6 +13,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use lapin::message::Delivery;
 use tokio::task::JoinSet;
@@ -46,10 +47,11 @@ struct Subscription<'a, S: Sink> {
     /// The closed batch that waits for a writer.
     waiting: Option<(Batch<S::Payload>, Instant)>,
     /// The control message that waits for everything before it.
-    control: Option<(Control, SettleToken)>,
+    control: Option<(Control, SettleToken, Instant)>,
     tasks: JoinSet<Done>,
     /// Ids of the batches that are being written: a batch with one of them waits, so that versions keep their order.
     in_flight: HashSet<String>,
+    /// Nothing more is fetched, and the end is when everything that was is settled: a shutdown, or a fatal error.
     draining: bool,
     last_delivery: Instant,
 }
@@ -63,6 +65,8 @@ pub async fn run<S: Sink>(queue: &Queue<S>, topology: &Topology, source: Source)
         data_type: queue.data_type,
         topology: topology.clone(),
         status: Arc::clone(&queue.status),
+        transactions: Arc::clone(&queue.transactions),
+        fatal: Arc::default(),
         write_timeout: queue.config.write_timeout,
         hold_limit: queue.config.hold_limit,
         cancel: cancel.clone(),
@@ -107,7 +111,7 @@ impl<S: Sink> Subscription<'_, S> {
                     self.close(Trigger::Deadline);
                     Ok(())
                 }
-                _ = look.tick() => self.look(),
+                _ = look.tick() => self.look().await,
                 _ = depth.tick(), if !self.draining => self.depth().await,
                 delivery = self.source.next(), if reading => self.receive(delivery),
             };
@@ -148,7 +152,7 @@ impl<S: Sink> Subscription<'_, S> {
             Ok(Message::Control(control)) => {
                 self.queue.status.received(data_type, false);
                 info!(data_type = data_type.name(), control = ?control, "🏁 Control message received");
-                self.control = Some((control, token));
+                self.control = Some((control, token, now));
                 self.close(Trigger::Drain);
                 return Ok(());
             }
@@ -197,11 +201,11 @@ impl<S: Sink> Subscription<'_, S> {
         if self.batcher.is_empty()
             && self.waiting.is_none()
             && self.tasks.is_empty()
-            && let Some((control, token)) = self.control.take()
+            && let Some((control, token, received)) = self.control.take()
         {
             let writer = self.writer.clone();
             self.tasks.spawn(async move {
-                let outcome = writer.control(&control).await;
+                let outcome = writer.control(&control, received).await;
                 Done::Control(control, token, outcome)
             });
         }
@@ -242,7 +246,7 @@ impl<S: Sink> Subscription<'_, S> {
         self.ack().await?;
         self.gauges();
         outcome.map_err(|interrupted| match interrupted {
-            Interrupted::Fatal(error) | Interrupted::HeldTooLong(error) => End::Paused(error),
+            Interrupted::HeldTooLong(error) => End::Paused(error),
             Interrupted::DeadLetter(error) => End::Lost(format!("dead-lettering failed: {error}")),
             Interrupted::Cancelled => End::Lost("cancelled".to_owned()),
         })
@@ -286,17 +290,20 @@ impl<S: Sink> Subscription<'_, S> {
         }
     }
 
-    /// The shutdown's first step: no new deliveries, and what was read is written.
+    /// No new deliveries; what was read is written. In a fatal error that takes until somebody repaired it.
     async fn drain(&mut self) -> Result<(), End> {
         self.draining = true;
         self.queue.status.consuming(self.queue.data_type, false);
         self.source.cancel().await.map_err(|e| End::Lost(e.to_string()))
     }
 
-    fn look(&self) -> Result<(), End> {
+    async fn look(&mut self) -> Result<(), End> {
         self.queue.status.turn(self.queue.data_type);
         if self.source.ledger.returned() > 0 && self.tasks.is_empty() {
             return Err(End::Lost("undecided deliveries must go back".to_owned()));
+        }
+        if self.writer.fatal.load(Ordering::Relaxed) && !self.draining {
+            self.drain().await?;
         }
         watch::channel(&self.source).map_or(Ok(()), |wrong| Err(End::Lost(wrong)))
     }
@@ -317,10 +324,16 @@ impl<S: Sink> Subscription<'_, S> {
 
     /// Lets running attempts end, acknowledges what they committed, and hands the rest back by closing the channel.
     async fn finish(mut self, end: &End) {
-        while let Some(done) = self.tasks.join_next().await {
-            if let Ok(Done::Control(control, token, Ok(()))) = done {
-                self.control_done(&control);
-                token.settle();
+        let mut look = interval(watch::LOOK);
+        while !self.tasks.is_empty() {
+            tokio::select! {
+                _ = look.tick() => self.queue.status.turn(self.queue.data_type),
+                Some(done) = self.tasks.join_next() => {
+                    if let Ok(Done::Control(control, token, Ok(()))) = done {
+                        self.control_done(&control);
+                        token.settle();
+                    }
+                }
             }
         }
         self.in_flight.clear();

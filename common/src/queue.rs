@@ -1,8 +1,10 @@
 //! The life of one queue's consumer: prepare the database, subscribe, run the pipeline, and again after whatever ended it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::time::{Instant, interval, sleep};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -27,6 +29,8 @@ pub struct Queue<S> {
     pub broker: Arc<Broker>,
     /// The database.
     pub sink: Arc<S>,
+    /// Who may write at the same time, over all types.
+    pub transactions: Arc<Semaphore>,
     /// Where culprits go.
     pub dead_letters: Arc<DeadLetters>,
     /// Shared state.
@@ -37,11 +41,11 @@ pub struct Queue<S> {
 
 /// How a subscription ended.
 pub enum End {
-    /// Everything that was read is settled; the shutdown asked for it.
+    /// Everything that was read is settled: the shutdown asked for it, or a fatal error did and is repaired.
     Drained,
     /// The consumer, the channel or the connection is gone, or should be.
     Lost(String),
-    /// The database takes nothing until somebody repairs it.
+    /// The database takes nothing; what was read went back.
     Paused(SinkError),
 }
 
@@ -50,6 +54,8 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
     let data_type = queue.data_type;
     let topology = Topology::new(&queue.config.broker.prefix, queue.status.service, data_type);
     let mut backoff = Backoff::outage();
+    // Each pause that hands messages back uses up one of their deliveries, so pauses without progress grow to an hour.
+    let mut pauses = Backoff::new(Duration::from_secs(2), Duration::from_secs(3600));
     while !queue.shutdown.is_cancelled() {
         let end = match until_shutdown(&queue, prepare(&queue, &topology)).await {
             None => return,
@@ -63,17 +69,32 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
                 );
                 queue.status.trouble(data_type, None);
                 queue.status.consuming(data_type, true);
-                let subscribed = Instant::now();
+                let (subscribed, before) = (Instant::now(), queue.status.total_committed(data_type));
                 let end = pipeline::run(&queue, &topology, source).await;
                 queue.status.consuming(data_type, false);
                 if subscribed.elapsed() > STALLED {
                     backoff = Backoff::outage();
                 }
+                if queue.status.total_committed(data_type) > before {
+                    pauses = Backoff::new(Duration::from_secs(2), Duration::from_secs(3600));
+                }
+                if let End::Paused(error) = &end {
+                    let pause = pauses.pause();
+                    error!(
+                        data_type = data_type.name(),
+                        code = error.code,
+                        error = error.message,
+                        pause_secs = pause.as_secs(),
+                        "⏸️ Handed the messages back: nothing could be written for too long"
+                    );
+                    queue.status.trouble(data_type, Some(error.to_string()));
+                    until_shutdown(&queue, sleep(pause)).await;
+                }
                 end
             }
         };
         let trouble = match end {
-            End::Drained => return,
+            End::Drained => continue,
             End::Lost(reason) => {
                 warn!(data_type = data_type.name(), reason, "🔌 Consumer lost, subscribing again");
                 metrics::counter!(names::RECONNECTS, "peer" => "queue").increment(1);
@@ -84,7 +105,7 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
                     data_type = data_type.name(),
                     code = error.code,
                     error = error.message,
-                    "⏸️ Paused: nothing can be written until this is repaired"
+                    "⏸️ Not consuming: the database is not ready"
                 );
                 error.to_string()
             }
@@ -96,9 +117,12 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
 
 /// Makes sure that the database takes records before any is fetched, then subscribes.
 async fn prepare<S: Sink>(queue: &Queue<S>, topology: &Topology) -> Result<Source, End> {
-    let prepared = queue.sink.prepare().await;
-    queue.status.prepared(prepared.is_ok());
-    prepared.map_err(End::Paused)?;
+    // A server that does not answer at all must not hold us; one that builds an index may take its time.
+    let limit = queue.config.write_timeout;
+    let alive = timeout(limit, queue.sink.ping()).await.unwrap_or_else(|_| Err(SinkError::timeout(limit)));
+    queue.status.database(alive.is_ok());
+    alive.map_err(End::Paused)?;
+    queue.sink.prepare(queue.data_type).await.map_err(End::Paused)?;
     let source = Source::open(&queue.broker, topology, queue.config.prefetch).await;
     source.map_err(|e| End::Lost(e.to_string()))
 }

@@ -27,8 +27,13 @@ pub trait Sink: Send + Sync + 'static {
     /// Takes what it needs out of a record. Misshapen members are skipped, not refused (contract, appendix D).
     fn extract(&self, data_type: DataType, data: &Data<'_>) -> Self::Payload;
 
-    /// Connects and makes the database ready: at start, and again after every pause. Also the probe that ends a pause.
-    fn prepare(&self) -> impl Future<Output = Result<(), SinkError>> + Send;
+    /// Makes the database ready for this type: at start, and again after every interruption. Brings the schema about,
+    /// and runs the very statements of a write on nothing, so that a missing column or privilege is found before any
+    /// record was fetched.
+    fn prepare(&self, data_type: DataType) -> impl Future<Output = Result<(), SinkError>> + Send;
+
+    /// Asks the database for a sign of life.
+    fn ping(&self) -> impl Future<Output = Result<(), SinkError>> + Send;
 
     /// Writes a batch in one transaction, all or nothing. Ids are distinct and sorted.
     ///
@@ -53,6 +58,9 @@ pub trait Sink: Send + Sync + 'static {
 
     /// Does the long work that `control` wrote down, for ever, until the future is dropped.
     fn background(&self) -> impl Future<Output = ()> + Send;
+
+    /// Gives up what this process holds for its background work, so that another one need not wait for it.
+    fn release(&self) -> impl Future<Output = ()> + Send;
 }
 
 /// What became of the records of a committed batch.

@@ -18,6 +18,7 @@ const RECENT_MS: u64 = 10_000;
 #[derive(Debug, Default)]
 pub struct TypeStatus {
     received: AtomicU64,
+    records: AtomicU64,
     committed: AtomicU64,
     dead_lettered: AtomicU64,
     returned: AtomicU64,
@@ -35,9 +36,9 @@ pub struct Status {
     /// `graphinator` or `tableinator`.
     pub service: &'static str,
     /// `Neo4j` or `PostgreSQL`, for people.
-    pub database: &'static str,
+    pub database_name: &'static str,
     types: [TypeStatus; 4],
-    prepared: AtomicBool,
+    database_up: AtomicBool,
     stopping: AtomicBool,
 }
 
@@ -58,12 +59,12 @@ pub struct Totals {
 
 impl Status {
     /// Nothing happened yet.
-    pub fn new(service: &'static str, database: &'static str) -> Self {
+    pub fn new(service: &'static str, database_name: &'static str) -> Self {
         Status {
             service,
-            database,
+            database_name,
             types: Default::default(),
-            prepared: AtomicBool::new(false),
+            database_up: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         }
     }
@@ -77,6 +78,7 @@ impl Status {
         let status = self.of(data_type);
         status.received.fetch_add(1, Relaxed);
         if data {
+            status.records.fetch_add(1, Relaxed);
             status.last_message_ms.store(now_ms(), Relaxed);
             status.complete.store(false, Relaxed);
         }
@@ -125,10 +127,10 @@ impl Status {
         *self.of(data_type).trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
-    /// The database was reached and is ready for writing.
-    pub fn prepared(&self, yes: bool) {
+    /// The database gave a sign of life, or did not.
+    pub fn database(&self, yes: bool) {
         metrics::gauge!(names::CONNECTED, "peer" => "database").set(if yes { 1.0 } else { 0.0 });
-        self.prepared.store(yes, Relaxed);
+        self.database_up.store(yes, Relaxed);
     }
 
     /// The worker was asked to stop.
@@ -147,14 +149,14 @@ impl Status {
         })
     }
 
-    /// Why the worker is not ready; empty if it is: database prepared, every queue consumed, nothing in trouble.
+    /// Why the worker is not ready; empty if it is: database answering, every queue consumed, nothing in trouble.
     pub fn unready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         if self.stopping.load(Relaxed) {
             reasons.push("shutting down".to_owned());
         }
-        if !self.prepared.load(Relaxed) {
-            reasons.push(format!("{} is not ready", self.database));
+        if !self.database_up.load(Relaxed) {
+            reasons.push(format!("{} does not answer", self.database_name));
         }
         for t in DataType::ALL {
             if let Some(trouble) = &*self.of(t).trouble.lock().unwrap_or_else(PoisonError::into_inner) {
@@ -191,7 +193,7 @@ impl Status {
             "service": self.service,
             "current_task": self.current_task(now),
             "progress": 0.0,
-            "message_counts": by_type(&|s| s.received.load(Relaxed).into()),
+            "message_counts": by_type(&|s| s.records.load(Relaxed).into()),
             "last_message_time": by_type(&|s| (s.last_message_ms.load(Relaxed) as f64 / 1000.0).into()),
             "active_consumers": names_of(&|s| s.consuming.load(Relaxed)),
             "completed_files": names_of(&|s| s.complete.load(Relaxed)),
@@ -208,7 +210,7 @@ impl Status {
         if self.types.iter().any(|s| s.consuming.load(Relaxed)) {
             return Some("Idle - waiting for messages".to_owned());
         }
-        (!self.prepared.load(Relaxed)).then(|| format!("Initializing {} connection", self.database))
+        (!self.database_up.load(Relaxed)).then(|| format!("Initializing {} connection", self.database_name))
     }
 }
 
@@ -255,7 +257,7 @@ mod tests {
     fn ready_needs_everything() {
         let status = Status::new("graphinator", "Neo4j");
         assert_eq!(status.unready().len(), 5);
-        status.prepared(true);
+        status.database(true);
         DataType::ALL.iter().for_each(|t| status.consuming(*t, true));
         assert!(status.unready().is_empty());
         status.trouble(DataType::Labels, Some("wrong password".to_owned()));

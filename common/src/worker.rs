@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -19,14 +20,17 @@ use crate::sink::Sink;
 use crate::status::Status;
 use crate::{http, logging, metrics};
 
+/// How often the database is asked for a sign of life.
+const PING: Duration = Duration::from_secs(5);
+
 /// How a worker ended, as its exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// 0: asked to stop, everything that was read is settled.
+    /// 0: asked to stop; what was committed is acknowledged, and what was not is back in its queue.
     Clean,
     /// 1: `check` found something wrong.
     CheckFailed,
-    /// 2: could not start: the configuration is wrong, or the HTTP port is taken.
+    /// 2: can't run: the configuration is wrong, the HTTP port is taken, or a pipeline died.
     Fatal,
     /// 3: asked to stop, and the drain took too long; what was not acknowledged comes back.
     Forced,
@@ -100,6 +104,7 @@ async fn pipelines<S: Sink>(config: Config, sink: S, status: &Arc<Status>, stop:
     let broker = Broker::new(config.broker.clone(), status.service);
     let dead_letters = Arc::new(DeadLetters::new(Arc::clone(&broker), status.service));
     let shutdown = CancellationToken::new();
+    let transactions = Arc::new(Semaphore::new(config.transactions));
     let mut queues = JoinSet::new();
     for data_type in DataType::ALL {
         ::metrics::gauge!(metrics::CONCURRENCY, "data_type" => data_type.name()).set(config.writers as f64);
@@ -108,6 +113,7 @@ async fn pipelines<S: Sink>(config: Config, sink: S, status: &Arc<Status>, stop:
             config: Arc::clone(&config),
             broker: Arc::clone(&broker),
             sink: Arc::clone(&sink),
+            transactions: Arc::clone(&transactions),
             dead_letters: Arc::clone(&dead_letters),
             status: Arc::clone(status),
             shutdown: shutdown.clone(),
@@ -117,17 +123,39 @@ async fn pipelines<S: Sink>(config: Config, sink: S, status: &Arc<Status>, stop:
         let sink = Arc::clone(&sink);
         async move { sink.background().await }
     });
-    stop.await;
+    let pings = tokio::spawn(ping(Arc::clone(&sink), Arc::clone(status)));
+    let died = tokio::select! {
+        () = stop => false,
+        Some(ended) = queues.join_next() => {
+            error!(reason = ?ended, "❌ A queue's pipeline died");
+            true
+        }
+    };
     let drain_started = Instant::now();
     info!(timeout_secs = config.shutdown_timeout.as_secs_f64(), "🛑 Stopping: cancel consumers, flush, commit, ack");
     status.stopping();
     shutdown.cancel();
     let clean = drain(&mut queues, drain_started + config.shutdown_timeout, status).await;
     background.abort();
+    pings.abort();
     if clean {
+        // Somebody else can take over at once what this process held; if the database is away, after a while.
+        let _ = timeout(Duration::from_secs(2), sink.release()).await;
         broker.close().await;
     }
-    report(status, drain_started.elapsed(), clean)
+    let exit = report(status, drain_started.elapsed(), clean);
+    if died { Exit::Fatal } else { exit }
+}
+
+/// Looks every few seconds whether the database is there, also while there is nothing to write.
+async fn ping<S: Sink>(sink: Arc<S>, status: Arc<Status>) {
+    let mut tick = interval(PING);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let alive = timeout(PING, sink.ping()).await.is_ok_and(|pong| pong.is_ok());
+        status.database(alive);
+    }
 }
 
 /// Waits for the queues until the deadline, and says every five seconds that some are not done.

@@ -3,11 +3,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::backoff::Backoff;
 use crate::batch::{Batch, Item, Origin};
@@ -30,6 +32,10 @@ pub struct Writer<S> {
     pub topology: Topology,
     /// Shared state.
     pub status: Arc<Status>,
+    /// Who may write at the same time, over all types. Waiting for it is no part of an attempt.
+    pub transactions: Arc<Semaphore>,
+    /// Set while a fatal error holds a batch: nothing more may be fetched.
+    pub fatal: Arc<AtomicBool>,
     /// Longest attempt.
     pub write_timeout: Duration,
     /// Longest time that a batch is held while the database is away.
@@ -46,6 +52,8 @@ impl<S> Clone for Writer<S> {
             data_type: self.data_type,
             topology: self.topology.clone(),
             status: Arc::clone(&self.status),
+            transactions: Arc::clone(&self.transactions),
+            fatal: Arc::clone(&self.fatal),
             write_timeout: self.write_timeout,
             hold_limit: self.hold_limit,
             cancel: self.cancel.clone(),
@@ -56,9 +64,7 @@ impl<S> Clone for Writer<S> {
 /// Why a batch was not finished. What it still held is undecided and comes back.
 #[derive(Clone, Debug)]
 pub enum Interrupted {
-    /// Nothing can be written until somebody repairs it.
-    Fatal(SinkError),
-    /// The database has been away for so long that the broker would soon take the messages back by force.
+    /// Nothing could be written for so long that the broker would soon take the messages back by force.
     HeldTooLong(SinkError),
     /// The channel is gone, or the drain is over.
     Cancelled,
@@ -85,7 +91,7 @@ impl<S: Sink> Writer<S> {
         let size = batch.items.len();
         let (records, rejects) = sort(batch.items);
         for (reason, body, origin) in rejects {
-            self.dead_letter(&body, origin, reason).await?;
+            self.dead_letter(&body, origin, reason, batch.opened).await?;
         }
         if !records.is_empty() {
             self.write_parts(records, batch.opened).await?;
@@ -105,10 +111,13 @@ impl<S: Sink> Writer<S> {
     }
 
     async fn write_parts(&self, records: Vec<Versions<S::Payload>>, opened: Instant) -> Result<(), Interrupted> {
-        let again = records.iter().flat_map(|v| &v.0).any(|(_, origin)| origin.redelivered);
+        let mut again = records.iter().flat_map(|v| &v.0).any(|(_, origin)| origin.redelivered);
         let mut parts = vec![records];
         while let Some(mut part) = parts.pop() {
-            match self.attempts(&part, again, opened).await? {
+            if self.cancel.is_cancelled() {
+                return Err(Interrupted::Cancelled);
+            }
+            match self.attempts(&part, &mut again, opened).await? {
                 Ok(report) => self.committed(part, report),
                 Err(poison) if part.len() > 1 => {
                     metrics::counter!(names::BISECTIONS, "data_type" => self.data_type.name()).increment(1);
@@ -125,7 +134,7 @@ impl<S: Sink> Writer<S> {
                             detail: poison.message,
                             id: Some(record.id),
                         };
-                        self.dead_letter(&record.body, origin, reason).await?;
+                        self.dead_letter(&record.body, origin, reason, opened).await?;
                     }
                     // The version before it was fine, as far as anybody knows: it is the newest now.
                     part.retain(|versions| !versions.0.is_empty());
@@ -142,14 +151,16 @@ impl<S: Sink> Writer<S> {
     async fn attempts(
         &self,
         part: &[Versions<S::Payload>],
-        mut again: bool,
+        again: &mut bool,
         opened: Instant,
     ) -> Result<Result<WriteReport, SinkError>, Interrupted> {
         let newest: Vec<_> = part.iter().filter_map(Versions::newest).collect();
         let mut retry = Retry::new(self, opened);
         loop {
+            let permit = self.transactions.acquire().await;
             let started = Instant::now();
-            let written = timeout(self.write_timeout, self.sink.write(self.data_type, &newest, again)).await;
+            let written = timeout(self.write_timeout, self.sink.write(self.data_type, &newest, *again)).await;
+            drop(permit);
             match written.unwrap_or_else(|_| Err(SinkError::timeout(self.write_timeout))) {
                 Ok(report) => {
                     self.status.trouble(self.data_type, None);
@@ -159,7 +170,7 @@ impl<S: Sink> Writer<S> {
                 }
                 Err(error) if error.class == Class::Poison => return Ok(Err(error)),
                 Err(error) => {
-                    again = true; // parts of a write that come after its commit may be missing
+                    *again = true; // parts of a write that come after its commit may be missing
                     retry.after(error).await?;
                 }
             }
@@ -186,8 +197,14 @@ impl<S: Sink> Writer<S> {
         self.status.committed(self.data_type, deliveries);
     }
 
-    async fn dead_letter(&self, body: &[u8], origin: Origin, reason: Reason) -> Result<(), Interrupted> {
-        let mut retry = Retry::new(self, Instant::now());
+    async fn dead_letter(
+        &self,
+        body: &[u8],
+        origin: Origin,
+        reason: Reason,
+        since: Instant,
+    ) -> Result<(), Interrupted> {
+        let mut retry = Retry::new(self, since);
         while let Err(error) = self.bounded(self.sink.note_dead_letter(self.data_type)).await {
             retry.after(error).await?;
         }
@@ -210,12 +227,12 @@ impl<S: Sink> Writer<S> {
         Ok(())
     }
 
-    /// Lets a control message take effect. Every earlier delivery of this channel must be settled.
+    /// Lets a control message take effect that came at `received`. Every earlier delivery of this channel must be settled.
     ///
     /// # Errors
     /// [`Interrupted`]; the control message comes back then.
-    pub async fn control(&self, control: &Control) -> Result<(), Interrupted> {
-        let mut retry = Retry::new(self, Instant::now());
+    pub async fn control(&self, control: &Control, received: Instant) -> Result<(), Interrupted> {
+        let mut retry = Retry::new(self, received);
         while let Err(error) = self.bounded(self.sink.control(self.data_type, control)).await {
             retry.after(error).await?;
         }
@@ -250,18 +267,15 @@ impl<'a, S: Sink> Retry<'a, S> {
             ("code", error.code.clone()),
         ];
         metrics::counter!(names::RETRIES, &labels).increment(1);
+        if self.since.elapsed() > self.writer.hold_limit {
+            return Err(Interrupted::HeldTooLong(error));
+        }
         let pause = match error.class {
             Class::Conflict => {
                 metrics::counter!(names::DEADLOCKS, "data_type" => data_type).increment(1);
                 self.conflict.pause()
             }
-            // A record's fault can't come from work that has no record: wait for repair.
-            Class::Fatal | Class::Poison => return Err(Interrupted::Fatal(error)),
             Class::Transient => {
-                if self.since.elapsed() > self.writer.hold_limit {
-                    return Err(Interrupted::HeldTooLong(error));
-                }
-                self.writer.status.trouble(self.writer.data_type, Some(error.to_string()));
                 let pause = self.outage.pause();
                 warn!(
                     data_type,
@@ -272,7 +286,23 @@ impl<'a, S: Sink> Retry<'a, S> {
                 );
                 pause
             }
+            // (A record's fault can't come from work that has no record.)
+            Class::Fatal | Class::Poison => {
+                self.writer.fatal.store(true, Ordering::Relaxed);
+                let pause = self.outage.pause();
+                error!(
+                    data_type,
+                    code = error.code,
+                    error = error.message,
+                    backoff_ms = pause.as_millis() as u64,
+                    "⛔ Nothing can be written until this is repaired"
+                );
+                pause
+            }
         };
+        if error.class != Class::Conflict {
+            self.writer.status.trouble(self.writer.data_type, Some(error.to_string()));
+        }
         tokio::select! {
             () = self.writer.cancel.cancelled() => Err(Interrupted::Cancelled),
             () = sleep(pause) => Ok(()),

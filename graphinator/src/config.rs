@@ -65,9 +65,12 @@ const SCHEMES: [&str; 6] = ["bolt", "bolt+s", "bolt+ssc", "neo4j", "neo4j+s", "n
 /// # Errors
 /// [`ConfigError`] with every problem.
 pub fn read(mut env: Env) -> Result<((Config, Neo4jConfig), Vec<String>), ConfigError> {
-    let common = common::config::common(&mut env, &BATCH, HEALTH_PORT);
+    let mut common = common::config::common(&mut env, &BATCH, HEALTH_PORT);
     let ca_file = env.optional("NEO4J_TLS_CA_FILE");
-    env.file("NEO4J_TLS_CA_FILE"); // the client reads it itself; here it is only proved readable
+    // The client reads it itself; here it is only proved usable.
+    if env.file("NEO4J_TLS_CA_FILE").is_some_and(|pem| !pem.contains("BEGIN CERTIFICATE")) {
+        env.problem("NEO4J_TLS_CA_FILE holds no certificate: give a PEM file");
+    }
     let verify = env.flag("NEO4J_TLS_VERIFY");
     let neo4j = Neo4jConfig {
         uri: uri(&mut env, verify),
@@ -78,6 +81,7 @@ pub fn read(mut env: Env) -> Result<((Config, Neo4jConfig), Vec<String>), Config
         ca_file,
         transactions: env.number("NEO4J_TRANSACTIONS", 1..=64),
     };
+    common.transactions = neo4j.transactions;
     env.finish((common, neo4j))
 }
 
@@ -88,6 +92,9 @@ fn uri(env: &mut Env, verify: bool) -> String {
     if let Some((scheme, _)) = host.split_once("://") {
         if !SCHEMES.contains(&scheme) {
             env.problem(format!("NEO4J_HOST has the scheme {scheme:?}: give one of {}", SCHEMES.join(", ")));
+        }
+        if encrypt && !scheme.contains("+s") {
+            env.problem(format!("NEO4J_TLS_ENABLED is true, but NEO4J_HOST says {scheme}://: write {scheme}+s://"));
         }
         if host.contains('@') {
             env.problem(
@@ -101,6 +108,9 @@ fn uri(env: &mut Env, verify: bool) -> String {
         (true, true) => "bolt+s",
         (true, false) => "bolt+ssc",
     };
+    if host.contains(':') && !host.starts_with('[') {
+        return format!("{scheme}://[{host}]:{port}"); // a bare IPv6 address
+    }
     format!("{scheme}://{host}:{port}")
 }
 
@@ -121,6 +131,7 @@ mod tests {
             uri_of(&[("NEO4J_HOST", "h"), ("NEO4J_PORT", "1"), ("NEO4J_TLS_ENABLED", "Yes")]).as_deref(),
             Ok("bolt+s://h:1")
         );
+        assert_eq!(uri_of(&[("NEO4J_HOST", "::1")]).as_deref(), Ok("bolt://[::1]:7687"));
         let unverified = [("NEO4J_HOST", "h"), ("NEO4J_TLS_ENABLED", "1"), ("NEO4J_TLS_VERIFY", "no")];
         assert_eq!(uri_of(&unverified).as_deref(), Ok("bolt+ssc://h:7687"));
     }
@@ -129,6 +140,8 @@ mod tests {
     fn uris_are_taken_as_they_are() {
         assert_eq!(uri_of(&[("NEO4J_HOST", "neo4j+s://a:9")]).as_deref(), Ok("neo4j+s://a:9"));
         assert!(uri_of(&[("NEO4J_HOST", "bolt://u:hidden@a")]).is_err_and(|e| !e.contains("hidden")));
+        let contradiction = [("NEO4J_HOST", "bolt://a"), ("NEO4J_TLS_ENABLED", "true")];
+        assert!(uri_of(&contradiction).is_err_and(|e| e.contains("bolt+s://")));
         assert!(uri_of(&[("NEO4J_HOST", "http://a")]).is_err_and(|e| e.contains("bolt+s")));
     }
 

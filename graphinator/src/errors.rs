@@ -21,13 +21,13 @@ const CLASSES: &[(&str, Class)] = &[
     ("Neo.ClientError.Security.AuthorizationExpired", Class::Transient),
     ("Neo.ClientError.Security.TokenExpired", Class::Transient),
     // A record's own fault.
-    ("Neo.ClientError.Statement", Class::Poison), // a value that can't be a property
+    ("Neo.ClientError.Statement.TypeError", Class::Poison), // a value that can't be a property
+    ("Neo.ClientError.Statement.ArgumentError", Class::Poison),
+    ("Neo.ClientError.Statement.ArithmeticError", Class::Poison),
     ("Neo.ClientError.Schema.ConstraintValidationFailed", Class::Poison),
     ("Neo.ClientError.Request", Class::Poison), // a value that can't be transported
     ("Neo.DatabaseError.Statement.ExecutionFailed", Class::Poison), // e.g. a value too long for its index
     // Anything else: wrong password, missing database, missing privilege, a statement that this server doesn't know.
-    ("Neo.ClientError.Statement.SyntaxError", Class::Fatal),
-    ("Neo.ClientError.Statement.AccessMode", Class::Fatal),
     ("", Class::Fatal),
 ];
 
@@ -82,7 +82,7 @@ mod tests {
             ),
             (
                 "Neo.ClientError.Security.Unauthorized Neo.ClientError.Security.Forbidden Neo.ClientError.Database.DatabaseNotFound \
-                 Neo.ClientError.Statement.SyntaxError Neo.ClientError.Schema.IndexNotFound Something.Else",
+                 Neo.ClientError.Statement.SyntaxError Neo.ClientError.Statement.ParameterMissing Neo.ClientError.Schema.IndexNotFound Something.Else",
                 Class::Fatal,
             ),
         ] {

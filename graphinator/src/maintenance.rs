@@ -70,6 +70,16 @@ impl Maintenance {
         self.requested.notify_one();
     }
 
+    /// Gives up the lease, so that whoever comes next need not wait for its end.
+    pub async fn release(&self) {
+        if let Ok(graph) = self.connector.graph() {
+            let statement = query("MATCH (r:IngestRun {owner: $owner}) SET r.owner = NULL");
+            if let Err(e) = graph.run(statement.param("owner", self.owner.as_str())).await {
+                warn!(error = %e, "the maintenance's lease stays until it expires");
+            }
+        }
+    }
+
     /// Does what was asked for, for ever.
     pub async fn run(&self) {
         let mut backoff = Backoff::outage();

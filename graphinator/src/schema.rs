@@ -7,6 +7,9 @@ use common::config::SchemaMode;
 use neo4rs::{Graph, query};
 use tracing::info;
 
+/// Seconds to wait for new indexes. On a full graph they take longer: then this fails, and the next attempt finds them.
+const AWAIT_INDEXES: i64 = 45;
+
 /// One constraint or index: what it is on decides whether it exists, whatever its name.
 struct Object {
     /// `UNIQUENESS`, `RANGE` or `FULLTEXT`, as `SHOW` calls them (uniqueness has had two names).
@@ -90,11 +93,14 @@ pub async fn apply(graph: &Graph, mode: SchemaMode) -> Result<Vec<String>, neo4r
         return Ok(missing.iter().map(|o| o.name.to_owned()).collect());
     }
     for object in &missing {
-        graph.run(query(&object.create())).await?;
-        info!(name = object.name, "🏗️ Created");
+        match graph.run(query(&object.create())).await {
+            Ok(()) => info!(name = object.name, "🏗️ Created"),
+            Err(neo4rs::Error::Neo4j(e)) if e.code().ends_with("AlreadyExists") => {} // a replica was faster
+            Err(e) => return Err(e),
+        }
     }
     if !missing.is_empty() {
-        graph.run(query("CALL db.awaitIndexes(300)")).await?;
+        graph.run(query("CALL db.awaitIndexes($seconds)").param("seconds", AWAIT_INDEXES)).await?;
     }
     Ok(Vec::new())
 }

@@ -9,7 +9,7 @@ use common::message::{Control, Data};
 use common::metrics::WRITE;
 use common::sink::{Class, Record, Sink, SinkError, WriteReport};
 use neo4rs::{Query, Txn, query};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 
 use crate::config::Neo4jConfig;
 use crate::connect::Connector;
@@ -27,7 +27,6 @@ pub struct Neo4jSink {
     maintenance: Maintenance,
     schema: SchemaMode,
     preparing: Mutex<()>,
-    transactions: Semaphore,
 }
 
 impl Neo4jSink {
@@ -38,7 +37,6 @@ impl Neo4jSink {
             maintenance: Maintenance::new(Connector::new(config.clone(), MAINTENANCE_TIMEOUT)),
             schema,
             preparing: Mutex::new(()),
-            transactions: Semaphore::new(config.transactions),
         }
     }
 
@@ -85,7 +83,7 @@ impl Sink for Neo4jSink {
         record::extract(data_type, data)
     }
 
-    async fn prepare(&self) -> Result<(), SinkError> {
+    async fn prepare(&self, data_type: DataType) -> Result<(), SinkError> {
         let _one_at_a_time = self.preparing.lock().await;
         let graph = self.connector.graph()?;
         let missing = schema::apply(&graph, self.schema).await.map_err(|e| self.failed(&e))?;
@@ -93,7 +91,16 @@ impl Sink for Neo4jSink {
             let what = format!("missing: {}; create them, or set SCHEMA=ensure", missing.join(", "));
             return Err(SinkError::new(Class::Fatal, "schema", what));
         }
-        graph.run(query("RETURN 1")).await.map_err(|e| self.failed(&e))
+        // The very statements of a write, on nothing: what this server or user can't do is found before records are fetched.
+        let rehearsal = [Some(statements::check(data_type, &[])), statements::prune(data_type, &[])];
+        for statement in rehearsal.into_iter().flatten().chain([statements::write(data_type, &[])]) {
+            graph.run(statement).await.map_err(|e| self.failed(&e))?;
+        }
+        Ok(())
+    }
+
+    async fn ping(&self) -> Result<(), SinkError> {
+        self.run(query("RETURN 1")).await
     }
 
     async fn write(
@@ -102,7 +109,6 @@ impl Sink for Neo4jSink {
         batch: &[&Record<Payload>],
         again: bool,
     ) -> Result<WriteReport, SinkError> {
-        let _permit = self.transactions.acquire().await;
         let guard = Unfinished(&self.connector);
         let written = self.transaction(data_type, batch, again).await;
         guard.finish();
@@ -126,6 +132,10 @@ impl Sink for Neo4jSink {
 
     async fn background(&self) {
         self.maintenance.run().await;
+    }
+
+    async fn release(&self) {
+        self.maintenance.release().await;
     }
 }
 

@@ -13,7 +13,7 @@ pub const VARIABLES: &[Variable] = &[
     variable("POSTGRES_TLS_ENABLED", Value("false"), "TLS, with the server's certificate and name verified"),
     variable("POSTGRES_TLS_CA_FILE", Derived("the system's CAs"), "PEM file of a CA to trust beside the system's"),
     variable("POSTGRES_POOL_MIN_SIZE", Value("2"), "accepted without effect: connections are made when needed"),
-    variable("POSTGRES_POOL_MAX_SIZE", Value("12"), "most connections; four types x writers is what a full load uses"),
+    variable("POSTGRES_POOL_MAX_SIZE", Value("12"), "most connections; all but two of them may write at the same time"),
     variable("POSTGRES_BATCH_MODE", Value("true"), "false writes every record in a transaction of its own"),
     variable("POSTGRES_BATCH_SIZE", Value("500"), "records per batch"),
     variable("POSTGRES_BATCH_FLUSH_INTERVAL", Value("2.0"), "seconds from a batch's first record to its flush"),
@@ -32,6 +32,9 @@ pub const BATCH: BatchVariables = BatchVariables {
     interval: "POSTGRES_BATCH_FLUSH_INTERVAL",
     writers: "POSTGRES_WRITERS",
 };
+
+/// Connections that are kept from the writers: for purge, control messages and signs of life.
+const SPARE_CONNECTIONS: usize = 2;
 
 /// Port of the HTTP server (contract §6.7).
 pub const HEALTH_PORT: u16 = 8002;
@@ -67,7 +70,7 @@ pub struct PostgresConfig {
 /// # Errors
 /// [`ConfigError`] with every problem.
 pub fn read(mut env: Env) -> Result<((Config, PostgresConfig), Vec<String>), ConfigError> {
-    let common = common::config::common(&mut env, &BATCH, HEALTH_PORT);
+    let mut common = common::config::common(&mut env, &BATCH, HEALTH_PORT);
     let given = env.text("POSTGRES_HOST");
     let (host, port) = match split_host(&given) {
         Some((host, Some(port))) => (host, port),
@@ -88,6 +91,7 @@ pub fn read(mut env: Env) -> Result<((Config, PostgresConfig), Vec<String>), Con
         pool_size: env.number("POSTGRES_POOL_MAX_SIZE", 1..=1000),
         purge_max_delete_fraction: env.number("PURGE_MAX_DELETE_FRACTION", 0.0..=1.0),
     };
+    common.transactions = postgres.pool_size.saturating_sub(SPARE_CONNECTIONS).max(1);
     env.finish((common, postgres))
 }
 

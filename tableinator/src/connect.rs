@@ -17,15 +17,18 @@ use crate::errors::{classify, classify_pool};
 /// Longest wait for a connection: for a free one, and for a new one to be made.
 const CONNECT: Duration = Duration::from_secs(15);
 
+/// How much longer than the client the server waits: an attempt that the client gave up must not wait for a lock for ever.
+const STATEMENT_GRACE: Duration = Duration::from_secs(5);
+
 /// Where COPY puts a batch before the upsert. It belongs to its connection and empties itself at commit.
 const STAGING: &str = "CREATE TEMPORARY TABLE IF NOT EXISTS ingest_staging \
      (data_id text NOT NULL, hash text NOT NULL, data jsonb NOT NULL) ON COMMIT DELETE ROWS";
 
-/// A pool with a hard maximum; it connects on demand.
+/// A pool with a hard maximum; it connects on demand. `write_timeout` is the longest that a statement may take.
 ///
 /// # Errors
 /// A sentence for the operator, if the TLS settings can't work.
-pub fn pool(config: &PostgresConfig) -> Result<Pool, String> {
+pub fn pool(config: &PostgresConfig, write_timeout: Duration) -> Result<Pool, String> {
     let mut pg = tokio_postgres::Config::new();
     pg.host(&config.host)
         .port(config.port)
@@ -44,13 +47,15 @@ pub fn pool(config: &PostgresConfig) -> Result<Pool, String> {
         pg.ssl_mode(tokio_postgres::config::SslMode::Disable);
         Manager::from_config(pg, NoTls, recycle)
     };
+    let session = format!("SET statement_timeout = {}; {STAGING}", (write_timeout + STATEMENT_GRACE).as_millis());
     Pool::builder(manager)
         .max_size(config.pool_size)
         .runtime(Runtime::Tokio1)
         .wait_timeout(Some(CONNECT))
         .create_timeout(Some(CONNECT))
-        .post_create(Hook::async_fn(|client, _| {
-            Box::pin(async move { client.batch_execute(STAGING).await.map_err(HookError::Backend) })
+        .post_create(Hook::async_fn(move |client, _| {
+            let session = session.clone();
+            Box::pin(async move { client.batch_execute(&session).await.map_err(HookError::Backend) })
         }))
         .build()
         .map_err(|e| e.to_string())

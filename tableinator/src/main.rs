@@ -15,7 +15,7 @@ fn main() -> ExitCode {
         read: config::read,
     };
     cli::main(worker, |common, postgres| {
-        let pool = connect::pool(&postgres)?;
+        let pool = connect::pool(&postgres, common.write_timeout)?;
         Ok(PostgresSink::new(pool, common.schema, postgres.purge_max_delete_fraction))
     })
 }

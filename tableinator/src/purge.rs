@@ -91,6 +91,7 @@ async fn claim_and_purge(
         return Ok(false);
     }
     let transaction = client.transaction().await?;
+    transaction.batch_execute("SET LOCAL statement_timeout = 0").await?; // millions of rows take their time
     let request = transaction
         .query_opt(
             "SELECT data_type, version, started_at, record_count FROM ingest_purges WHERE finished_at IS NULL \

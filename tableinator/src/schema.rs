@@ -95,6 +95,7 @@ pub async fn apply(client: &mut Client, mode: SchemaMode) -> Result<Vec<String>,
         return Ok(absent.into_iter().map(|o| o.name).collect());
     }
     let transaction = client.transaction().await?;
+    transaction.batch_execute("SET LOCAL statement_timeout = 0").await?; // as do indexes on tables that are full already
     transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
     for object in missing(transaction.client()).await? {
         transaction.batch_execute(&object.create).await?;

@@ -10,7 +10,7 @@ use common::message::{Control, Data};
 use common::metrics::WRITE;
 use common::sink::{Class, Record, Sink, SinkError, WriteReport};
 use common::year;
-use deadpool_postgres::Pool;
+use deadpool_postgres::{Pool, Transaction};
 use futures_util::SinkExt;
 
 use crate::connect::Lease;
@@ -66,12 +66,12 @@ impl Sink for PostgresSink {
         }
     }
 
-    async fn prepare(&self) -> Result<(), SinkError> {
+    async fn prepare(&self, data_type: DataType) -> Result<(), SinkError> {
         let mut lease = Lease::take(&self.pool).await?;
         let client = lease.client()?;
-        let outcome = match client.query_one("SELECT pg_is_in_recovery()", &[]).await {
-            Ok(_) => schema::apply(client, self.schema).await,
-            Err(e) => Err(e),
+        let outcome = match schema::apply(client, self.schema).await {
+            Ok(missing) if missing.is_empty() => rehearse(client, data_type).await.map(|()| missing),
+            other => other,
         };
         let missing = lease.finish(outcome)?;
         if missing.is_empty() {
@@ -79,6 +79,12 @@ impl Sink for PostgresSink {
         }
         let what = format!("missing: {}; create them, or set SCHEMA=ensure", missing.join(", "));
         Err(SinkError::new(Class::Fatal, "schema", what))
+    }
+
+    async fn ping(&self) -> Result<(), SinkError> {
+        let mut lease = Lease::take(&self.pool).await?;
+        let outcome = lease.client()?.batch_execute("SELECT 1").await;
+        lease.finish(outcome)
     }
 
     async fn write(
@@ -115,6 +121,29 @@ impl Sink for PostgresSink {
     async fn background(&self) {
         self.purges.run().await;
     }
+
+    async fn release(&self) {} // a purge's lock goes with its connection
+}
+
+/// Runs every statement of a write, on nothing: missing columns and privileges are found before records are fetched.
+async fn rehearse(client: &mut deadpool_postgres::Client, data_type: DataType) -> Result<(), tokio_postgres::Error> {
+    let transaction = client.transaction().await?;
+    let nothing: [&str; 0] = [];
+    transaction.execute(&touch_statement(data_type), &[&&nothing[..], &&nothing[..]]).await?;
+    copy(&transaction, std::iter::empty()).await?;
+    transaction.query_one(&upsert_statement(data_type), &[]).await?;
+    transaction.batch_execute("SELECT 1 FROM ingest_purges, ingest_dead_letters LIMIT 0").await?;
+    transaction.commit().await
+}
+
+async fn copy<'a>(
+    transaction: &Transaction<'_>,
+    records: impl Iterator<Item = &'a Record<Year>> + Clone,
+) -> Result<(), tokio_postgres::Error> {
+    let mut copy = pin!(transaction.copy_in("COPY ingest_staging FROM STDIN (FORMAT binary)").await?);
+    copy.send(rows::encode(records)).await?;
+    copy.finish().await?;
+    Ok(())
 }
 
 async fn write(
@@ -136,9 +165,7 @@ async fn write(
     let mut report = WriteReport { unchanged: unchanged.len(), ..WriteReport::default() };
     if unchanged.len() < batch.len() {
         let rest = batch.iter().zip(&ids).filter(|(_, id)| !unchanged.contains(id.as_ref())).map(|(r, _)| *r);
-        let mut copy = pin!(transaction.copy_in("COPY ingest_staging FROM STDIN (FORMAT binary)").await?);
-        copy.send(rows::encode(rest)).await?;
-        copy.finish().await?;
+        copy(&transaction, rest).await?;
         clock.end("copy");
         let row = transaction.query_one(&upsert, &[]).await?;
         let (inserted, updated): (i64, i64) = (row.get(0), row.get(1));

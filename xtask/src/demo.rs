@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use common::{DataType, Topology};
-use neo4rs::{Graph, query};
+use neo4rs::query;
 use tokio::time::sleep;
 
 use crate::process::Worker;
@@ -81,7 +81,7 @@ async fn demo(options: Options) -> Result<(), Error> {
     println!("   {count} records in {:.1} s", started.elapsed().as_secs_f64());
     let rates = watch(&mut tables, &mut graph, count, started).await?;
     step("Waiting for the post-import maintenance");
-    maintained(&services.neo4j()?, version).await?;
+    maintained(&services, version, &started_at).await?;
 
     show(&services).await?;
     step("Rates (records/s, from the first message published to the last record committed)");
@@ -121,6 +121,13 @@ async fn empty(services: &Services) -> Result<(), Error> {
     tables.extend(["ingest_purges", "ingest_dead_letters"]);
     for table in tables {
         postgres.batch_execute(&format!("DROP TABLE IF EXISTS {table}")).await?;
+    }
+    let channel = services.broker().await?.create_channel().await?;
+    for worker in ["tableinator", "graphinator"] {
+        for t in DataType::ALL {
+            let queue = Topology::new(PREFIX, worker, t).queue;
+            channel.queue_delete(queue.as_str().into(), lapin::options::QueueDeleteOptions::default()).await?;
+        }
     }
     let all = "MATCH (n) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF 5000 ROWS";
     Ok(services.neo4j()?.run(query(all)).await?)
@@ -220,23 +227,26 @@ async fn watch(tables: &mut Worker, graph: &mut Worker, count: usize, started: I
     Ok(rates)
 }
 
-async fn maintained(graph: &Graph, version: &str) -> Result<(), Error> {
+/// Waits until the purges and the maintenance of this run are done.
+async fn maintained(services: &Services, version: &str, started_at: &str) -> Result<(), Error> {
+    let postgres = services.postgres(services.get("POSTGRES_DATABASE")).await?;
+    let graph = services.neo4j()?;
+    let purged =
+        "SELECT count(*) FROM ingest_purges WHERE version = $1 AND started_at = $2 AND finished_at IS NOT NULL";
+    let done = "MATCH (r:IngestRun {version: $version}) WHERE r.started = $started AND r.requested > 0 \
+                RETURN r.completed >= r.requested AS done";
+    let started = chrono::DateTime::parse_from_rfc3339(started_at)?.timestamp_micros();
     let deadline = Instant::now() + Duration::from_secs(600);
-    loop {
-        let pending = query(
-            "MATCH (r:IngestRun {version: $version}) RETURN r.requested > 0 AND r.completed >= r.requested AS done",
-        );
-        let mut rows = graph.execute(pending.param("version", version)).await?;
-        if let Some(row) = rows.next().await?
-            && row.get::<bool>("done")?
-        {
+    while Instant::now() < deadline {
+        let purges: i64 = postgres.query_one(purged, &[&version, &started_at]).await?.get(0);
+        let statement = query(done).param("version", version).param("started", started);
+        let row = graph.execute(statement).await?.next().await?;
+        if purges == 4 && row.is_some_and(|row| row.get::<bool>("done").unwrap_or(false)) {
             return Ok(());
-        }
-        if Instant::now() > deadline {
-            return Err("the maintenance did not end within ten minutes; see the log".into());
         }
         sleep(Duration::from_millis(300)).await;
     }
+    Err("purge or maintenance did not end within ten minutes; see the logs".into())
 }
 
 /// Counts of everything, and a few things to see.
