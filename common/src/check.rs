@@ -49,7 +49,7 @@ pub async fn run<S: Sink>(service: &'static str, database: &str, config: &Config
     );
     let schema = if config.schema == SchemaMode::Off { "not looked at" } else { "complete" };
     match prepare(sink).await {
-        Ok(()) => line(true, database, format!("reachable, writable, schema {schema}")),
+        Ok(()) => line(true, database, format!("reachable, schema {schema}, writes rehearsed")),
         Err(SinkError { code, message, .. }) if code == "schema" && config.schema == SchemaMode::Ensure => {
             line(true, database, format!("reachable; the schema will be completed at start ({message})"));
         }
@@ -108,7 +108,7 @@ async fn queue(broker: &Broker, topology: &Topology) -> Result<String, BrokerErr
     if missing.is_empty() {
         return Ok(text);
     }
-    Ok(format!("not there yet, will be declared at start: {}", missing.join(", ")))
+    Ok(format!("does not exist yet, will be declared at start: {}", missing.join(", ")))
 }
 
 fn exists<T>(

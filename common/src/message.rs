@@ -77,20 +77,36 @@ impl<'a> Object<'a> {
         self.0.iter().rev().find(|(k, _)| k == key).map(|(_, v)| *v)
     }
 
-    /// The last member of that name as a tree; `Null` if there is none.
-    pub fn value(&self, key: &str) -> Value {
+    /// Parses the text of an object; `None` if it is something else.
+    pub fn parse(raw: &'a RawValue) -> Option<Self> {
+        serde_json::Deserializer::from_str(raw.get()).deserialize_map(ObjectVisitor).ok()
+    }
+
+    /// The last member of that name as a tree; `Null` if there is none, or none that a tree can hold.
+    fn value(&self, key: &str) -> Value {
         self.get(key).and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or(Value::Null)
     }
 
-    /// The last member of that name, if it is a string or a number: the string's text, the number's digits as sent.
+    /// The last member of that name, if it is a string or a number.
     pub fn text(&self, key: &str) -> Option<String> {
-        let raw = self.get(key)?.get();
-        match raw.as_bytes().first()? {
-            b'"' => serde_json::from_str(raw).ok(),
-            b'-' | b'0'..=b'9' => Some(raw.to_owned()),
-            _ => None,
-        }
+        text(self.get(key)?)
     }
+}
+
+/// A string's text, or a number's digits as sent.
+pub fn text(raw: &RawValue) -> Option<String> {
+    let raw = raw.get();
+    match raw.as_bytes().first()? {
+        b'"' => serde_json::from_str(raw).ok(),
+        b'-' | b'0'..=b'9' => Some(raw.to_owned()),
+        _ => None,
+    }
+}
+
+/// The items of a list, still as text, so that one that no tree can hold does not take its neighbours along. Anything
+/// else has none.
+pub fn items(raw: Option<&RawValue>) -> Vec<&RawValue> {
+    raw.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default()
 }
 
 struct ObjectVisitor;
@@ -115,11 +131,16 @@ impl<'de> Visitor<'de> for ObjectVisitor {
 #[derive(serde::Deserialize)]
 struct CowKey<'a>(#[serde(borrow)] Cow<'a, str>);
 
+/// Longest version or time in a control message, in characters. Real ones have 8 and about 30; the databases could not
+/// take much longer ones as keys, and a control message that can't be taken would block its queue.
+const MAX_CONTROL_TEXT: usize = 200;
+
 /// Decodes one message body.
 ///
 /// # Errors
 /// [`Reject`] with reason `invalid_json` (no JSON, not UTF-8, a lone surrogate), `not_an_object`, `missing_id` (no
-/// `id`, or an empty, null or zero one) or `invalid_id` (neither string nor integer).
+/// `id`, or an empty, null or zero one), `invalid_id` (neither string nor integer) or `invalid_control` (a version or
+/// time that can't be one).
 pub fn decode(body: &[u8]) -> Result<Message<'_>, Reject> {
     let invalid = |e: &dyn fmt::Display| Reject::new("invalid_json", e.to_string());
     let text = std::str::from_utf8(body).map_err(|e| invalid(&e))?;
@@ -138,7 +159,13 @@ pub fn decode(body: &[u8]) -> Result<Message<'_>, Reject> {
         Some("file_complete") => {
             Ok(Message::Control(Control::FileComplete { total_processed: object.value("total_processed").as_u64() }))
         }
-        Some("extraction_complete") => Ok(Message::Control(Control::ExtractionComplete(extraction_complete(&object)))),
+        Some("extraction_complete") => {
+            let run = extraction_complete(&object);
+            match [&run.version, &run.started_at].iter().find(|text| text.chars().count() > MAX_CONTROL_TEXT) {
+                None => Ok(Message::Control(Control::ExtractionComplete(run))),
+                Some(text) => Err(Reject::new("invalid_control", format!("{} is no version or time", shorten(text)))),
+            }
+        }
         _ => {
             Ok(Message::Data(Data { id: record_id(&object)?, hash: object.text("sha256").unwrap_or_default(), object }))
         }
@@ -316,6 +343,8 @@ mod tests {
             decode(br#"{"type":"file_complete","total_processed":7}"#),
             Ok(Message::Control(Control::FileComplete { total_processed: Some(7) }))
         ));
+        let endless = format!(r#"{{"type":"extraction_complete","version":"{}"}}"#, "1".repeat(201));
+        assert_eq!(reason(endless.as_bytes()), "invalid_control");
         assert!(matches!(decode(br#"{"type":"other","id":"1"}"#), Ok(Message::Data(_))));
     }
 }

@@ -1,10 +1,13 @@
 //! What the graph needs of a record. Misshapen items are skipped, the record is written (contract, appendix D).
 
+use std::collections::HashSet;
+
 use common::DataType;
-use common::message::{Data, Object};
+use common::message::{Data, Object, items, text};
 use common::year;
 use neo4rs::BoltType;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// A record for the graph.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,14 +95,14 @@ pub fn extract(data_type: DataType, data: &Data<'_>) -> Payload {
     match data_type {
         DataType::Artists => Payload::Artist(Artist {
             name: property(object, "name"),
-            members: ids(&object.value("members")),
-            groups: ids(&object.value("groups")),
-            aliases: ids(&object.value("aliases")),
+            members: ids(object, "members"),
+            groups: ids(object, "groups"),
+            aliases: ids(object, "aliases"),
         }),
         DataType::Labels => Payload::Label(Label {
             name: property(object, "name"),
-            parent: linked(&object.value("parentLabel")),
-            sublabels: ids(&object.value("sublabels")),
+            parent: object.get("parentLabel").and_then(Object::parse).and_then(|parent| id(&parent, "id")),
+            sublabels: ids(object, "sublabels"),
         }),
         DataType::Masters => Payload::Master(work(object, "year")),
         DataType::Releases => Payload::Release(work(object, "released"), edition(object)),
@@ -107,100 +110,88 @@ pub fn extract(data_type: DataType, data: &Data<'_>) -> Payload {
 }
 
 fn work(object: &Object<'_>, year_member: &str) -> Work {
-    let genres = object.value("genres");
-    let single = match &genres {
-        Value::String(_) => true,
-        Value::Array(items) => items.len() == 1, // an empty or null entry counts here too (contract §5.5)
-        _ => false,
-    };
-    let genres = words(genres);
+    let genres = words(object, "genres");
+    // An empty or null entry counts here too (contract §5.5); one string counts as a list of one.
+    let single = string(object, "genres").is_some() || items(object.get("genres")).len() == 1;
     Work {
         title: property(object, "title"),
         year: year::parse(object.get(year_member)),
-        artists: ids(&object.value("artists")),
+        artists: ids(object, "artists"),
         only_genre: genres.first().filter(|_| single).cloned(),
         genres,
-        styles: words(object.value("styles")),
+        styles: words(object, "styles"),
     }
 }
 
 fn edition(object: &Object<'_>) -> Edition {
-    let labels = object.value("labels");
-    let formats = object.value("formats");
-    let extraartists = object.value("extraartists");
+    let mut labels = objects(object, "labels");
     Edition {
-        formats: objects(&formats).filter_map(|f| text(f.get("name"))).collect(),
-        catalog_number: objects(&labels).next().and_then(|l| text(l.get("catno"))),
-        labels: ids(&labels),
-        master: id(&object.value("master_id")),
-        credits: objects(&extraartists)
-            .filter_map(|c| Some(Credit { name: text(c.get("name"))?, role: text(c.get("role"))?, artist: linked(c) }))
+        formats: objects(object, "formats").filter_map(|f| string(&f, "name")).collect(),
+        catalog_number: labels.next().and_then(|label| string(&label, "catno")),
+        labels: ids(object, "labels"),
+        master: id(object, "master_id"),
+        credits: objects(object, "extraartists")
+            .filter_map(|c| Some(Credit { name: string(&c, "name")?, role: string(&c, "role")?, artist: id(&c, "id") }))
             .collect(),
     }
 }
 
-/// A scalar as node property. Objects and arrays are none.
+/// A value that Neo4j can hold as a property: a scalar, or a list of strings. Integers beyond 64 bits are none.
 fn property(object: &Object<'_>, key: &str) -> Option<BoltType> {
-    match object.value(key) {
+    let raw = object.get(key)?;
+    match serde_json::from_str(raw.get()).ok()? {
         Value::String(s) => Some(s.into()),
         Value::Bool(b) => Some(b.into()),
         Value::Number(n) if n.is_i64() => n.as_i64().map(BoltType::from),
-        Value::Number(n) => object
-            .text(key)
-            .filter(|digits| digits.contains(['.', 'e', 'E'])) // Neo4j has no integers beyond 64 bits
-            .and_then(|_| n.as_f64().map(BoltType::from)),
-        Value::Null | Value::Array(_) | Value::Object(_) => None,
+        Value::Number(n) => n.as_f64().filter(|_| raw.get().contains(['.', 'e', 'E'])).map(BoltType::from),
+        Value::Array(items) => {
+            let strings: Option<Vec<BoltType>> = items.iter().map(|item| item.as_str().map(BoltType::from)).collect();
+            strings.map(BoltType::from)
+        }
+        Value::Null | Value::Object(_) => None,
     }
 }
 
 /// The object items of a list; anything else is skipped.
-fn objects(value: &Value) -> impl Iterator<Item = &Value> {
-    value.as_array().into_iter().flatten().filter(|item| item.is_object())
+fn objects<'a>(object: &Object<'a>, key: &str) -> impl Iterator<Item = Object<'a>> {
+    items(object.get(key)).into_iter().filter_map(Object::parse)
 }
 
 /// The usable ids of the items of a list, each once.
-fn ids(value: &Value) -> Vec<String> {
-    distinct(objects(value).filter_map(linked))
+fn ids(object: &Object<'_>, key: &str) -> Vec<String> {
+    distinct(objects(object, key).filter_map(|item| id(&item, "id")))
 }
 
-/// The usable id of an object.
-fn linked(item: &Value) -> Option<String> {
-    id(item.get("id")?)
-}
-
-/// A usable id: `"0"` means "not linked" in the dumps and makes no node and no edge.
-fn id(value: &Value) -> Option<String> {
-    let id = match value {
-        Value::String(s) => s.clone(),
-        Value::Number(n) if n.is_i64() || n.is_u64() => n.to_string(),
-        _ => return None,
-    };
-    (!id.is_empty() && id != "0").then_some(id)
+/// A usable id, as a string: `"0"` means "not linked" in the dumps and makes no node and no edge.
+fn id(object: &Object<'_>, key: &str) -> Option<String> {
+    let raw = object.get(key)?;
+    let text = text(raw)?;
+    let is_string = raw.get().starts_with('"');
+    let usable = is_string || text.strip_prefix('-').unwrap_or(&text).bytes().all(|b| b.is_ascii_digit());
+    (usable && !text.is_empty() && text != "0" && (is_string || text != "-0")).then_some(text)
 }
 
 /// A non-empty string.
-fn text(value: Option<&Value>) -> Option<String> {
-    value?.as_str().filter(|s| !s.is_empty()).map(str::to_owned)
+fn string(object: &Object<'_>, key: &str) -> Option<String> {
+    non_empty_string(object.get(key)?)
+}
+
+fn non_empty_string(raw: &RawValue) -> Option<String> {
+    serde_json::from_str(raw.get()).ok().filter(|s: &String| !s.is_empty())
 }
 
 /// The non-empty strings of a list, each once; one string counts as a list of one.
-fn words(value: Value) -> Vec<String> {
-    match value {
-        Value::String(s) => distinct(std::iter::once(s).filter(|s| !s.is_empty())),
-        Value::Array(items) => distinct(items.iter().filter_map(|item| text(Some(item)))),
-        _ => Vec::new(),
+fn words(object: &Object<'_>, key: &str) -> Vec<String> {
+    match string(object, key) {
+        Some(one) => vec![one],
+        None => distinct(items(object.get(key)).into_iter().filter_map(non_empty_string)),
     }
 }
 
-/// Keeps the first of equal ones. Lists are short: a few entries, at worst some hundred.
+/// Keeps the first of equal ones.
 fn distinct(items: impl Iterator<Item = String>) -> Vec<String> {
-    let mut out: Vec<String> = Vec::new();
-    for item in items {
-        if !out.contains(&item) {
-            out.push(item);
-        }
-    }
-    out
+    let mut seen = HashSet::new();
+    items.filter(|item| seen.insert(item.clone())).collect()
 }
 
 #[cfg(test)]
@@ -237,6 +228,17 @@ mod tests {
     }
 
     #[test]
+    fn an_item_that_no_tree_can_hold_takes_nobody_along() {
+        let deep = format!("{}1{}", "[".repeat(300), "]".repeat(300));
+        let huge = format!("1{}", "0".repeat(400));
+        let body = format!(
+            r#"{{"id":"1","members":[{{"id":"2"}},{{"id":"3","n":{huge}}},{{"id":"4","n":{deep}}},{{"id":123456789012345678901234567890}},{{"id":1.5}}]}}"#
+        );
+        let Payload::Artist(artist) = payload(DataType::Artists, &body) else { panic!() };
+        assert_eq!(artist.members, ["2", "3", "4", "123456789012345678901234567890"]);
+    }
+
+    #[test]
     fn one_genre_even_as_a_string_makes_part_of() {
         assert_eq!(release(r#"{"id":"1","genres":"Rock"}"#).0.only_genre.as_deref(), Some("Rock"));
         assert_eq!(release(r#"{"id":"1","genres":["Rock"]}"#).0.only_genre.as_deref(), Some("Rock"));
@@ -268,5 +270,7 @@ mod tests {
         assert_eq!(title("123456789012345678901234567890"), None);
         assert_eq!(title(r#"{"a":1}"#), None);
         assert_eq!(title("null"), None);
+        assert_eq!(title(r#"["a","b"]"#), Some(vec!["a", "b"].into()));
+        assert_eq!(title(r#"["a",null]"#), None);
     }
 }

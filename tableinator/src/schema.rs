@@ -73,11 +73,16 @@ fn objects() -> Vec<Object> {
 
 /// Names of what the contract demands and the database lacks.
 async fn missing(client: &Client) -> Result<Vec<Object>, tokio_postgres::Error> {
-    // to_regclass follows the search path, as the worker's own statements do.
+    // Not to_regclass: its answers are cached within a session, and another replica may have created things meanwhile.
     let objects = objects();
     let names: Vec<&str> = objects.iter().map(|o| o.name.as_str()).collect();
-    let rows =
-        client.query("SELECT name FROM unnest($1::text[]) AS name WHERE to_regclass(name) IS NULL", &[&names]).await?;
+    let rows = client
+        .query(
+            "SELECT name FROM unnest($1::text[]) AS name WHERE NOT EXISTS \
+             (SELECT FROM pg_class AS c WHERE c.relname = name AND pg_table_is_visible(c.oid))",
+            &[&names],
+        )
+        .await?;
     let absent: HashSet<String> = rows.iter().map(|r| r.get(0)).collect();
     Ok(objects.into_iter().filter(|o| absent.contains(&o.name)).collect())
 }
