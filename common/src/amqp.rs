@@ -163,17 +163,26 @@ impl Source {
     ///
     /// # Errors
     /// [`BrokerError`].
-    pub async fn open(broker: &Broker, topology: &Topology, prefetch: u16) -> Result<Source, BrokerError> {
+    pub async fn open(
+        broker: &Broker,
+        topology: &Topology,
+        prefetch: u16,
+        consumer_timeout: Duration,
+    ) -> Result<Source, BrokerError> {
         let channel = broker.channel().await?;
         let monitor = broker.channel().await?;
         declare(&channel, topology).await?;
         answered(channel.basic_qos(prefetch, BasicQosOptions { global: false })).await?;
         let queue = topology.queue.clone();
+        // Brokers that know this argument hold to what we were told; for older ones their own setting counts.
+        let mut arguments = FieldTable::default();
+        let timeout_ms = i64::try_from(consumer_timeout.as_millis()).unwrap_or(i64::MAX);
+        arguments.insert("x-consumer-timeout".into(), AMQPValue::LongLongInt(timeout_ms));
         let consumer = answered(channel.basic_consume(
             queue.as_str().into(),
             "".into(), // the broker chooses: replicas share the queue, and a fixed tag tells nothing more
             BasicConsumeOptions::default(),
-            FieldTable::default(),
+            arguments,
         ))
         .await?;
         Ok(Source { channel, consumer, ledger: Ledger::new(), monitor, queue })

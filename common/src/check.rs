@@ -35,14 +35,15 @@ pub async fn run<S: Sink>(service: &'static str, database: &str, config: &Config
     let needed = config.limits.count * (config.writers + 1);
     let bound = format!("{} for {} batches of {} per queue", config.prefetch, config.writers + 1, config.limits.count);
     line(usize::from(config.prefetch) >= needed, "prefetch", bound);
-    // AMQP does not tell the broker's value; what can be checked is that we act well before what we were told.
+    // AMQP does not tell the broker's value. The consumers ask for ours (x-consumer-timeout), which newer brokers grant;
+    // what can be checked is that we act well before that.
     let hold = config.hold_limit + config.write_timeout;
     let timeout = config.hold_limit * 2;
     line(
         hold < timeout,
         "consumer timeout",
         format!(
-            "messages are handed back after {} s of outage; RABBITMQ_CONSUMER_TIMEOUT is {} s and must not exceed the broker's consumer_timeout",
+            "messages are handed back after {} s of outage; consumers ask for {} s (RABBITMQ_CONSUMER_TIMEOUT), which must not exceed the consumer_timeout of a broker before 4.3",
             config.hold_limit.as_secs(),
             timeout.as_secs()
         ),

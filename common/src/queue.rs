@@ -123,7 +123,7 @@ async fn prepare<S: Sink>(queue: &Queue<S>, topology: &Topology) -> Result<Sourc
     queue.status.database(alive.is_ok());
     alive.map_err(End::Paused)?;
     queue.sink.prepare(queue.data_type).await.map_err(End::Paused)?;
-    let source = Source::open(&queue.broker, topology, queue.config.prefetch).await;
+    let source = Source::open(&queue.broker, topology, queue.config.prefetch, queue.config.hold_limit * 2).await;
     source.map_err(|e| End::Lost(e.to_string()))
 }
 
