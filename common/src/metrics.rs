@@ -3,6 +3,8 @@
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
+use crate::data_type::DataType;
+
 /// Messages that the broker delivered. Label `data_type`.
 pub const RECEIVED: &str = "records_received_total";
 /// Bytes of their bodies. Label `data_type`.
@@ -86,6 +88,13 @@ pub fn install(service: &'static str) -> Result<PrometheusHandle, BuildError> {
     describe();
     metrics::gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     Ok(handle)
+}
+
+/// Shows the counters of rare events from the start: an alert can't see the first one of a series that was not there.
+pub fn start_at_zero(data_type: DataType) {
+    for name in [RECEIVED, RECEIVED_BYTES, REDELIVERED, RETURNED, ACK_FRAMES, ACKS_LOST, BISECTIONS, DEADLOCKS] {
+        metrics::counter!(name, "data_type" => data_type.name()).increment(0);
+    }
 }
 
 fn describe() {

@@ -107,6 +107,7 @@ async fn pipelines<S: Sink>(config: Config, sink: S, status: &Arc<Status>, stop:
     let transactions = Arc::new(Semaphore::new(config.transactions));
     let mut queues = JoinSet::new();
     for data_type in DataType::ALL {
+        metrics::start_at_zero(data_type);
         ::metrics::gauge!(metrics::CONCURRENCY, "data_type" => data_type.name()).set(config.writers as f64);
         queues.spawn(queue::run(Queue {
             data_type,

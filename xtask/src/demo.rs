@@ -72,8 +72,14 @@ async fn demo(options: Options) -> Result<(), Error> {
     let mut graph = worker(&services, "graphinator")?;
     tables.ready().await?;
     graph.ready().await?;
-    println!("   tableinator: http://127.0.0.1:{0}/metrics  http://127.0.0.1:{0}/health", tables.port);
-    println!("   graphinator: http://127.0.0.1:{0}/metrics  http://127.0.0.1:{0}/health", graph.port);
+    println!(
+        "   tableinator: http://127.0.0.1:{0}/metrics  http://127.0.0.1:{0}/health",
+        tables.port().unwrap_or_default()
+    );
+    println!(
+        "   graphinator: http://127.0.0.1:{0}/metrics  http://127.0.0.1:{0}/health",
+        graph.port().unwrap_or_default()
+    );
 
     step("Publishing the messages");
     let started = Instant::now();

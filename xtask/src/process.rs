@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -16,18 +17,12 @@ use crate::Error;
 #[derive(Debug)]
 pub struct Worker {
     child: Child,
-    /// Port of its HTTP server.
-    pub port: u16,
-    /// File with its log.
+    /// Port of its HTTP server, once it has said it.
+    port: OnceLock<u16>,
+    /// File with its log, and with those of workers before it.
     pub log: PathBuf,
-}
-
-/// A port that was free a moment ago.
-///
-/// # Errors
-/// If there is none.
-pub fn free_port() -> Result<u16, Error> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    /// Where in the file its own log begins.
+    log_start: usize,
 }
 
 impl Worker {
@@ -36,18 +31,30 @@ impl Worker {
     /// # Errors
     /// If it can't be started.
     pub fn start(binary: &Path, env: &BTreeMap<String, String>, log: &Path) -> Result<Worker, Error> {
-        let port = free_port()?;
         let out = File::options().create(true).append(true).open(log)?;
+        let log_start = usize::try_from(out.metadata()?.len())?;
         let child = Command::new(binary)
             .env_clear()
             .envs(env)
-            .env("HEALTH_PORT", port.to_string())
+            .env("HEALTH_PORT", "0") // a free one; the log says which
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
             .stderr(out)
             .spawn()
             .map_err(|e| format!("can't start {}: {e}", binary.display()))?;
-        Ok(Worker { child, port, log: log.to_owned() })
+        Ok(Worker { child, port: OnceLock::new(), log: log.to_owned(), log_start })
+    }
+
+    /// Port of its HTTP server, as its log says.
+    pub fn port(&self) -> Option<u16> {
+        if let Some(port) = self.port.get() {
+            return Some(*port);
+        }
+        let log = self.log_text();
+        let own = log.get(self.log_start..)?;
+        // The comma after the number shows that the line is not just being written.
+        let (digits, _) = own.split_once(r#""health_port":"#)?.1.split_once(',')?;
+        Some(*self.port.get_or_init(|| digits.parse().unwrap_or_default()))
     }
 
     /// `GET path`: status and body.
@@ -55,7 +62,7 @@ impl Worker {
     /// # Errors
     /// If nobody answers.
     pub fn get(&self, path: &str) -> Result<(u16, String), Error> {
-        http_get(self.port, path)
+        http_get(self.port().ok_or("the worker has not said its port yet")?, path)
     }
 
     /// Sum of a metric over all label sets that contain each of `labels`, e.g. `data_type="artists"`.
