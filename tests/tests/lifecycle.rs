@@ -1164,7 +1164,13 @@ fn assert_topology(stage: &Stage, worker: &str) -> Result<(), Error> {
 
 /// One consumer per queue, each on a channel of its own with this prefetch for itself.
 async fn assert_consumers(stage: &Stage, worker: &str, prefetch: u64) -> Result<(), Error> {
-    eventually("known to the management", async || Ok(consumers(stage)?.len() >= 4)).await?;
+    // The management learns of consumers at once, but of their channels with the next statistics.
+    let known = |c: &Value| !text(&c["channel_details"]["name"]).is_empty();
+    eventually("known to the management", async || {
+        let found = consumers(stage)?;
+        Ok(found.len() >= 4 && found.iter().all(known))
+    })
+    .await?;
     let found = consumers(stage)?;
     let queues: BTreeSet<&str> = found.iter().map(|c| text(&c["queue"]["name"])).collect();
     let expected: Vec<String> = DataType::ALL.iter().map(|t| stage.topology(worker, *t).queue).collect();
