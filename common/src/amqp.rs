@@ -155,7 +155,7 @@ pub struct Source {
     /// Who may be acknowledged.
     pub ledger: Arc<Ledger>,
     monitor: Channel,
-    queue: String,
+    topology: Topology,
 }
 
 impl Source {
@@ -185,7 +185,7 @@ impl Source {
             arguments,
         ))
         .await?;
-        Ok(Source { channel, consumer, ledger: Ledger::new(), monitor, queue })
+        Ok(Source { channel, consumer, ledger: Ledger::new(), monitor, topology: topology.clone() })
     }
 
     /// The next delivery; `None` when the consumer ended: cancelled by the broker, queue deleted, channel or connection lost.
@@ -198,20 +198,22 @@ impl Source {
         self.channel.status().connected() && self.monitor.status().connected()
     }
 
-    /// Messages waiting in the queue, and its consumers.
+    /// Messages waiting in the queue, and its consumers. On the way declares what somebody may have deleted: without its
+    /// exchange or binding a queue stays empty for ever, and nobody tells.
     ///
     /// # Errors
-    /// [`BrokerError`], also if the queue is gone.
+    /// [`BrokerError`].
     pub async fn depth(&self) -> Result<(u32, u32), BrokerError> {
+        declare(&self.monitor, &self.topology).await?;
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let declared = self.monitor.queue_declare(self.queue.as_str().into(), passive, FieldTable::default());
+        let declared = self.monitor.queue_declare(self.topology.queue.as_str().into(), passive, FieldTable::default());
         let queue = answered(declared).await?;
         Ok((queue.message_count(), queue.consumer_count()))
     }
 
     /// The queue's name.
     pub fn queue(&self) -> &str {
-        &self.queue
+        &self.topology.queue
     }
 
     /// Sends one ack frame.

@@ -222,7 +222,21 @@ pub struct Env {
 impl Env {
     /// Reads from the process's environment. `tables` describe all variables that will be asked for.
     pub fn from_process(tables: &[&'static [Variable]]) -> Self {
-        Env::from_values(tables, std::env::vars())
+        // A variable that is not UTF-8 counts as unset; that it is there is said without its value.
+        let (mut values, mut odd) = (Vec::new(), Vec::new());
+        for (name, value) in std::env::vars_os() {
+            match (name.into_string(), value.into_string()) {
+                (Ok(name), Ok(value)) => values.push((name, value)),
+                (Ok(name), Err(_)) => odd.push(name),
+                (Err(_), _) => {}
+            }
+        }
+        let mut env = Env::from_values(tables, values);
+        let described = |name: &String| tables.iter().copied().flatten().any(|v| v.name == *name);
+        for name in odd.iter().filter(|name| described(name)) {
+            env.problem(format!("{name} is not UTF-8"));
+        }
+        env
     }
 
     /// Reads from the given values.
@@ -362,7 +376,19 @@ pub fn common(env: &mut Env, batch: &BatchVariables, default_port: u16) -> Confi
     }
 }
 
+/// Longest prefix in bytes: AMQP names have at most 255, and ours add up to 30.
+const MAX_PREFIX: usize = 200;
+
 fn broker(env: &mut Env) -> BrokerConfig {
+    let prefix = env.text("DISCOGS_EXCHANGE_PREFIX");
+    if prefix.len() > MAX_PREFIX {
+        env.problem(format!("DISCOGS_EXCHANGE_PREFIX has {} bytes: give at most {MAX_PREFIX}", prefix.len()));
+    }
+    if prefix.starts_with("amq.") {
+        env.problem(
+            "DISCOGS_EXCHANGE_PREFIX begins with \"amq.\", which brokers reserve for themselves: give another one",
+        );
+    }
     BrokerConfig {
         host: env.text("RABBITMQ_HOST"),
         port: env.number("RABBITMQ_PORT", 1..=u16::MAX),
@@ -372,7 +398,7 @@ fn broker(env: &mut Env) -> BrokerConfig {
         tls: env.flag("RABBITMQ_TLS_ENABLED"),
         ca_pem: env.file("RABBITMQ_TLS_CA_FILE"),
         heartbeat: env.number("RABBITMQ_HEARTBEAT", 1..=3600),
-        prefix: env.text("DISCOGS_EXCHANGE_PREFIX"),
+        prefix,
     }
 }
 
@@ -558,6 +584,14 @@ mod tests {
         let (config, notes) = read(&[("X_PASSWORD", "p"), ("LOG_LEVEL", "loud")]).expect("valid");
         assert_eq!(config.log.level, tracing::level_filters::LevelFilter::INFO);
         assert_eq!(notes.len(), 1);
+    }
+
+    #[test]
+    fn prefixes_that_no_broker_takes_are_refused() {
+        for prefix in ["amq.x", &"p".repeat(201)] {
+            let error = read(&[("X_PASSWORD", "p"), ("DISCOGS_EXCHANGE_PREFIX", prefix)]).expect_err("invalid");
+            assert!(error.to_string().contains("DISCOGS_EXCHANGE_PREFIX"), "{error}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::Mutex;
 
-use crate::amqp::{Broker, BrokerError, answered};
+use crate::amqp::{Broker, BrokerError, answered, declare};
 use crate::batch::Origin;
 use crate::data_type::Topology;
 
@@ -16,6 +16,9 @@ use crate::data_type::Topology;
 const MAX_TEXT: usize = 1000;
 /// Most bytes of headers that came with the message; more are left out, since frames have 128 KiB.
 const MAX_RECEIVED: usize = 32 * 1024;
+
+/// RabbitMQ's pseudo-queue for direct replies.
+const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to";
 
 /// Why a message is dead-lettered.
 #[derive(Clone, Debug)]
@@ -87,7 +90,46 @@ impl DeadLetters {
         if let Some(id) = &why.id {
             put(&mut headers, "dead-letter-id", id);
         }
-        origin.properties.clone().with_headers(headers).with_delivery_mode(2)
+        // Not taken over: `user_id` and `cluster_id`, which the broker checks against us, a direct `reply_to`, which only its
+        // own channel may use, and `expiration`, which would delete the evidence.
+        let p = &origin.properties;
+        let mut out = BasicProperties::default().with_headers(headers).with_delivery_mode(2);
+        if let Some(v) = p.content_type() {
+            out = out.with_content_type(v.clone());
+        }
+        if let Some(v) = p.content_encoding() {
+            out = out.with_content_encoding(v.clone());
+        }
+        if let Some(v) = p.correlation_id() {
+            out = out.with_correlation_id(v.clone());
+        }
+        if let Some(v) = p.reply_to().as_ref().filter(|v| !v.as_str().starts_with(DIRECT_REPLY)) {
+            out = out.with_reply_to(v.clone());
+        }
+        if let Some(v) = p.message_id() {
+            out = out.with_message_id(v.clone());
+        }
+        if let Some(v) = p.timestamp() {
+            out = out.with_timestamp(*v);
+        }
+        if let Some(v) = p.kind() {
+            out = out.with_type(v.clone());
+        }
+        if let Some(v) = p.app_id() {
+            out = out.with_app_id(v.clone());
+        }
+        if let Some(v) = p.priority() {
+            out = out.with_priority(*v);
+        }
+        out
+    }
+
+    /// Declares the queue's objects again: somebody may have deleted the exchange that did not take a message.
+    ///
+    /// # Errors
+    /// [`BrokerError`].
+    pub async fn declare(&self, topology: &Topology) -> Result<(), BrokerError> {
+        declare(&self.channel().await?, topology).await
     }
 
     async fn channel(&self) -> Result<Channel, BrokerError> {

@@ -247,7 +247,6 @@ impl<S: Sink> Subscription<'_, S> {
         self.gauges();
         outcome.map_err(|interrupted| match interrupted {
             Interrupted::HeldTooLong(error) => End::Paused(error),
-            Interrupted::DeadLetter(error) => End::Lost(format!("dead-lettering failed: {error}")),
             Interrupted::Cancelled => End::Lost("cancelled".to_owned()),
         })
     }

@@ -54,8 +54,8 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
     let data_type = queue.data_type;
     let topology = Topology::new(&queue.config.broker.prefix, queue.status.service, data_type);
     let mut backoff = Backoff::outage();
-    // Each pause that hands messages back uses up one of their deliveries, so pauses without progress grow to an hour.
-    let mut pauses = Backoff::new(Duration::from_secs(2), Duration::from_secs(3600));
+    // Each pause that hands messages back uses up one of their deliveries, so pauses without progress grow, to a quarter of an hour.
+    let mut pauses = Backoff::new(Duration::from_secs(2), Duration::from_secs(900));
     while !queue.shutdown.is_cancelled() {
         let end = match until_shutdown(&queue, prepare(&queue, &topology)).await {
             None => return,
@@ -76,7 +76,7 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
                     backoff = Backoff::outage();
                 }
                 if queue.status.total_committed(data_type) > before {
-                    pauses = Backoff::new(Duration::from_secs(2), Duration::from_secs(3600));
+                    pauses = Backoff::new(Duration::from_secs(2), Duration::from_secs(900));
                 }
                 if let End::Paused(error) = &end {
                     let pause = pauses.pause();

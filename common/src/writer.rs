@@ -68,8 +68,6 @@ pub enum Interrupted {
     HeldTooLong(SinkError),
     /// The channel is gone, or the drain is over.
     Cancelled,
-    /// A culprit was found but the broker did not take it.
-    DeadLetter(String),
 }
 
 /// The versions of one record in a batch, oldest first. Only the last is written; the others share its fate.
@@ -90,11 +88,11 @@ impl<S: Sink> Writer<S> {
         let started = Instant::now();
         let size = batch.items.len();
         let (records, rejects) = sort(batch.items);
-        for (reason, body, origin) in rejects {
-            self.dead_letter(&body, origin, reason, batch.opened).await?;
-        }
         if !records.is_empty() {
             self.write_parts(records, batch.opened).await?;
+        }
+        for (reason, body, origin) in rejects {
+            self.dead_letter(&body, origin, reason, batch.opened).await?;
         }
         let took = started.elapsed();
         info!(
@@ -208,10 +206,11 @@ impl<S: Sink> Writer<S> {
         while let Err(error) = self.bounded(self.sink.note_dead_letter(self.data_type)).await {
             retry.after(error).await?;
         }
-        self.dead_letters
-            .publish(&self.topology, body, &origin, &reason)
-            .await
-            .map_err(|e| Interrupted::DeadLetter(e.to_string()))?;
+        while let Err(error) = self.dead_letters.publish(&self.topology, body, &origin, &reason).await {
+            retry.after(SinkError::new(Class::Transient, "dead_letter", error.to_string())).await?;
+            // If this fails too, the next attempt to publish says so.
+            let _ = self.dead_letters.declare(&self.topology).await;
+        }
         origin.token.settle();
         self.status.dead_lettered(self.data_type);
         metrics::counter!(names::DEAD_LETTERED, "data_type" => self.data_type.name(), "reason" => reason.reason)

@@ -15,6 +15,7 @@ use lapin::{BasicProperties, Confirmation};
 use serde_json::json;
 use xtask::process::Worker;
 use xtask::sample;
+use xtask::services::script;
 
 /// Neighbours of a culprit.
 const GOOD: usize = 500;
@@ -746,5 +747,37 @@ async fn a_control_message_that_the_databases_would_refuse_stops_nothing() -> Re
     for (name, worker) in workers {
         stop_clean(&stage, name, worker).await?;
     }
+    stage.clean_up().await
+}
+
+/// The broker refuses a publisher that states another user's name: a dead letter must not repeat what its message said.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_culprit_of_another_user_is_dead_lettered_all_the_same() -> Result<(), Error> {
+    let stage = Stage::new("user").await?;
+    stage.declare("tableinator").await?;
+    let user = stage.prefix.as_str();
+    let ctl = |args: &[&str]| tokio::task::block_in_place(|| script(&[&["ctl"], args].concat()));
+    ctl(&["add_user", user, "secret"])?;
+    ctl(&["set_permissions", user, ".*", ".*", ".*"])?;
+    let (host, port) = (services().get("RABBITMQ_HOST"), services().get("RABBITMQ_PORT"));
+    let uri = format!("amqp://{user}:secret@{host}:{port}/%2f");
+    let connection = lapin::Connection::connect(&uri, lapin::ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    let exchange = format!("{}-artists", stage.prefix);
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let properties = xtask::feed::properties().with_user_id(user.into());
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    let exchange = exchange.as_str();
+    channel.basic_publish(exchange.into(), "".into(), options, b"{broken", properties).await?.await?;
+    connection.close(200, "done".into()).await?;
+    stage.publish(DataType::Artists, (0..50).map(|n| good(DataType::Artists, n))).await?;
+    let mut worker = stage.start("tableinator", &[]).await?;
+    settled(&mut worker, 51).await?;
+    let letters = stage.dead_letters("tableinator", DataType::Artists).await?;
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0].header("dead-letter-reason"), "invalid_json");
+    assert_eq!(worker.metric("redelivered_total", &[]), 0.0);
+    assert_eq!(worker.stop().await?.code(), Some(0));
+    ctl(&["delete_user", user])?;
     stage.clean_up().await
 }
