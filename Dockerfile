@@ -6,8 +6,8 @@ COPY . .
 # The caches keep the registry and all compiled dependencies between builds; the binaries are copied out of them.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target,sharing=locked \
-    cargo build --release --locked --package graphinator --package tableinator \
-    && install -D -t /out target/release/graphinator target/release/tableinator
+    cargo build --release --locked --package extractor --package graphinator --package tableinator \
+    && install -D -t /out target/release/extractor target/release/graphinator target/release/tableinator
 
 FROM debian:trixie-slim AS base
 # The system's CAs, for connections with TLS.
@@ -23,3 +23,8 @@ FROM base AS tableinator
 COPY --from=build /out/tableinator /usr/local/bin/tableinator
 EXPOSE 8002
 ENTRYPOINT ["/usr/local/bin/tableinator"]
+
+FROM base AS extractor
+COPY --from=build /out/extractor /usr/local/bin/extractor
+EXPOSE 8000
+ENTRYPOINT ["/usr/local/bin/extractor"]

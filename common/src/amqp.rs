@@ -45,7 +45,7 @@ pub enum BrokerError {
 ///
 /// # Errors
 /// [`BrokerError`].
-pub(crate) async fn answered<T>(future: impl Future<Output = lapin::Result<T>>) -> Result<T, BrokerError> {
+pub async fn answered<T>(future: impl Future<Output = lapin::Result<T>>) -> Result<T, BrokerError> {
     timeout(ANSWER, future).await.map_err(|_| BrokerError::Timeout)?.map_err(BrokerError::from)
 }
 
@@ -84,6 +84,11 @@ impl Broker {
         let channel = answered(connection.create_channel()).await;
         *slot = Some(connection);
         channel
+    }
+
+    /// Whether the last connection still stands, as far as the client knows.
+    pub async fn is_connected(&self) -> bool {
+        self.connection.lock().await.as_ref().is_some_and(|c| c.status().connected())
     }
 
     async fn connect(&self) -> lapin::Result<Connection> {

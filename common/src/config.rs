@@ -44,8 +44,8 @@ pub const fn secret(name: &'static str, default: DefaultValue, help: &'static st
     Variable { name, default, secret: true, help }
 }
 
-/// The variables that both workers read, beside their batch variables (see [`BatchVariables`]).
-pub const COMMON: &[Variable] = &[
+/// How to reach the broker: what the workers and the extractor read.
+pub const BROKER: &[Variable] = &[
     variable("RABBITMQ_HOST", Value("rabbitmq"), "broker host"),
     variable("RABBITMQ_PORT", Value("5672"), "broker port (brokers usually listen for TLS on 5671)"),
     secret("RABBITMQ_USERNAME", Value("discogsography"), "broker user"),
@@ -54,6 +54,11 @@ pub const COMMON: &[Variable] = &[
     variable("RABBITMQ_TLS_ENABLED", Value("false"), "amqps instead of amqp; the certificate is always verified"),
     variable("RABBITMQ_TLS_CA_FILE", Derived("the system's CAs"), "PEM file of a CA to trust beside the system's"),
     variable("RABBITMQ_HEARTBEAT", Value("10"), "seconds between heartbeats; a dead connection is noticed after two"),
+    variable("DISCOGS_EXCHANGE_PREFIX", Value("discogsography-discogs"), "prefix of exchanges and queues"),
+];
+
+/// The variables that both workers read, beside [`BROKER`] and their batch variables (see [`BatchVariables`]).
+pub const COMMON: &[Variable] = &[
     variable(
         "RABBITMQ_PREFETCH",
         Derived("batch size x (writers + 1)"),
@@ -64,7 +69,6 @@ pub const COMMON: &[Variable] = &[
         Value("1800"),
         "the broker's consumer_timeout in seconds; messages are handed back after half of it",
     ),
-    variable("DISCOGS_EXCHANGE_PREFIX", Value("discogsography-discogs"), "prefix of exchanges and queues"),
     variable("BATCH_MAX_BYTES", Value("8388608"), "bytes of message bodies in a batch; a larger message goes alone"),
     variable("WRITE_TIMEOUT", Value("60"), "seconds that one attempt to write a batch may take"),
     variable("SHUTDOWN_TIMEOUT", Value("25"), "seconds for the drain after SIGTERM or SIGINT"),
@@ -379,7 +383,8 @@ pub fn common(env: &mut Env, batch: &BatchVariables, default_port: u16) -> Confi
 /// Longest prefix in bytes: AMQP names have at most 255, and ours add up to 30.
 const MAX_PREFIX: usize = 200;
 
-fn broker(env: &mut Env) -> BrokerConfig {
+/// Reads [`BROKER`]. Problems stay in `env`.
+pub fn broker(env: &mut Env) -> BrokerConfig {
     let prefix = env.text("DISCOGS_EXCHANGE_PREFIX");
     if prefix.len() > MAX_PREFIX {
         env.problem(format!("DISCOGS_EXCHANGE_PREFIX has {} bytes: give at most {MAX_PREFIX}", prefix.len()));
@@ -501,7 +506,7 @@ mod tests {
 
     fn read(values: &[(&str, &str)]) -> Result<(Config, Vec<String>), ConfigError> {
         let values = values.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-        let mut env = Env::from_values(&[COMMON, OWN], values);
+        let mut env = Env::from_values(&[BROKER, COMMON, OWN], values);
         let config = common(&mut env, &BATCH, 8001);
         env.text("X_PASSWORD");
         env.finish(config)
@@ -602,8 +607,8 @@ mod tests {
 
     #[test]
     fn help_names_every_variable() {
-        let help = help_text(&[COMMON, OWN]);
-        for v in COMMON.iter().chain(OWN) {
+        let help = help_text(&[BROKER, COMMON, OWN]);
+        for v in BROKER.iter().chain(COMMON).chain(OWN) {
             assert!(help.contains(v.name));
         }
     }

@@ -1,4 +1,4 @@
-//! The worker's HTTP server: `/health` (liveness), `/ready` (can it work?) and `/metrics` (Prometheus).
+//! The HTTP server of workers and extractor: `/health` (liveness), `/ready` (can it work?) and `/metrics` (Prometheus).
 
 use std::io;
 use std::sync::Arc;
@@ -9,14 +9,21 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::status::Status;
+/// What `/health` and `/ready` tell.
+pub trait Probe: Send + Sync + 'static {
+    /// Whether the process itself is in order, and the body of `/health`.
+    fn health(&self) -> (bool, Value);
+
+    /// Why it can't do its work now; empty if it can.
+    fn unready(&self) -> Vec<String>;
+}
 
 #[derive(Clone)]
 struct Shared {
-    status: Arc<Status>,
+    probe: Arc<dyn Probe>,
     metrics: PrometheusHandle,
 }
 
@@ -32,22 +39,22 @@ pub async fn bind(port: u16) -> io::Result<TcpListener> {
 ///
 /// # Errors
 /// If the listener fails.
-pub async fn serve(listener: TcpListener, status: Arc<Status>, metrics: PrometheusHandle) -> io::Result<()> {
+pub async fn serve(listener: TcpListener, probe: Arc<dyn Probe>, metrics: PrometheusHandle) -> io::Result<()> {
     let app = Router::new()
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(render))
-        .with_state(Shared { status, metrics });
+        .with_state(Shared { probe, metrics });
     axum::serve(listener, app).await
 }
 
 async fn health(State(shared): State<Shared>) -> Response {
-    let (healthy, body) = shared.status.health();
+    let (healthy, body) = shared.probe.health();
     answer(healthy, body.to_string())
 }
 
 async fn ready(State(shared): State<Shared>) -> Response {
-    let reasons = shared.status.unready();
+    let reasons = shared.probe.unready();
     answer(reasons.is_empty(), json!({"ready": reasons.is_empty(), "reasons": reasons}).to_string())
 }
 

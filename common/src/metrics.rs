@@ -72,12 +72,12 @@ const RECORDS: [f64; 10] = [1.0, 5.0, 10.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2
 /// Upper bounds for bytes of a batch.
 const BYTES: [f64; 8] = [1e3, 1e4, 1e5, 5e5, 1e6, 2e6, 4e6, 8e6];
 
-/// Installs the recorder for the whole process and describes every metric.
+/// Installs the workers' recorder for the whole process and describes every metric.
 ///
 /// # Errors
 /// If a recorder is installed already.
 pub fn install(service: &'static str) -> Result<PrometheusHandle, BuildError> {
-    let mut builder = PrometheusBuilder::new().add_global_label("service", service);
+    let mut builder = builder(service);
     for name in [BATCH_WAIT, WRITE, END_TO_END] {
         builder = builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), &SECONDS)?;
     }
@@ -86,8 +86,14 @@ pub fn install(service: &'static str) -> Result<PrometheusHandle, BuildError> {
         .set_buckets_for_metric(Matcher::Full(BATCH_BYTES.to_owned()), &BYTES)?
         .install_recorder()?;
     describe();
+    describe_gauge!(BUILD, Unit::Count, "Always 1; labels say what runs");
     metrics::gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     Ok(handle)
+}
+
+/// An exporter whose every metric says which service it comes from.
+pub fn builder(service: &'static str) -> PrometheusBuilder {
+    PrometheusBuilder::new().add_global_label("service", service)
 }
 
 /// Shows the counters of rare events from the start: an alert can't see the first one of a series that was not there.
@@ -126,7 +132,6 @@ fn describe() {
         (BLOCKED, Unit::Seconds, "Time for which a stage could not go on, summed up"),
         (DRAIN, Unit::Seconds, "Duration of the drain at shutdown"),
         (CONCURRENCY, Unit::Count, "Bound of batches in flight per type"),
-        (BUILD, Unit::Count, "Always 1; labels say what runs"),
     ] {
         describe_gauge!(name, unit, help);
     }

@@ -7,6 +7,7 @@ use chrono::{SecondsFormat, Utc};
 use serde_json::{Value, json};
 
 use crate::data_type::DataType;
+use crate::http::Probe;
 use crate::metrics as names;
 
 /// A queue's loop that did not turn for this long is stuck (it turns every second).
@@ -149,28 +150,22 @@ impl Status {
         })
     }
 
-    /// Why the worker is not ready; empty if it is: database answering, every queue consumed, nothing in trouble.
-    pub fn unready(&self) -> Vec<String> {
-        let mut reasons = Vec::new();
-        if self.stopping.load(Relaxed) {
-            reasons.push("shutting down".to_owned());
+    fn current_task(&self, now: u64) -> Option<String> {
+        let recent = |s: &TypeStatus| now.saturating_sub(s.last_message_ms.load(Relaxed)) < RECENT_MS;
+        if let Some(t) = DataType::ALL.iter().find(|t| recent(self.of(**t))) {
+            return Some(format!("Processing {t}"));
         }
-        if !self.database_up.load(Relaxed) {
-            reasons.push(format!("{} does not answer", self.database_name));
+        if self.types.iter().any(|s| s.consuming.load(Relaxed)) {
+            return Some("Idle - waiting for messages".to_owned());
         }
-        for t in DataType::ALL {
-            if let Some(trouble) = &*self.of(t).trouble.lock().unwrap_or_else(PoisonError::into_inner) {
-                reasons.push(format!("{t}: {trouble}"));
-            } else if !self.of(t).consuming.load(Relaxed) {
-                reasons.push(format!("{t}: no consumer"));
-            }
-        }
-        reasons
+        (!self.database_up.load(Relaxed)).then(|| format!("Initializing {} connection", self.database_name))
     }
+}
 
+impl Probe for Status {
     /// The object that `/health` returns (contract §6.7), and whether it is healthy. A database or broker that is
     /// away is no fault of this process: that is what `/ready` tells.
-    pub fn health(&self) -> (bool, Value) {
+    fn health(&self) -> (bool, Value) {
         let now = now_ms();
         let by_type = |f: &dyn Fn(&TypeStatus) -> Value| -> Value {
             DataType::ALL.iter().map(|t| (t.name().to_owned(), f(self.of(*t)))).collect()
@@ -202,15 +197,23 @@ impl Status {
         (status == "healthy", body)
     }
 
-    fn current_task(&self, now: u64) -> Option<String> {
-        let recent = |s: &TypeStatus| now.saturating_sub(s.last_message_ms.load(Relaxed)) < RECENT_MS;
-        if let Some(t) = DataType::ALL.iter().find(|t| recent(self.of(**t))) {
-            return Some(format!("Processing {t}"));
+    /// Why the worker is not ready; empty if it is: database answering, every queue consumed, nothing in trouble.
+    fn unready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if self.stopping.load(Relaxed) {
+            reasons.push("shutting down".to_owned());
         }
-        if self.types.iter().any(|s| s.consuming.load(Relaxed)) {
-            return Some("Idle - waiting for messages".to_owned());
+        if !self.database_up.load(Relaxed) {
+            reasons.push(format!("{} does not answer", self.database_name));
         }
-        (!self.database_up.load(Relaxed)).then(|| format!("Initializing {} connection", self.database_name))
+        for t in DataType::ALL {
+            if let Some(trouble) = &*self.of(t).trouble.lock().unwrap_or_else(PoisonError::into_inner) {
+                reasons.push(format!("{t}: {trouble}"));
+            } else if !self.of(t).consuming.load(Relaxed) {
+                reasons.push(format!("{t}: no consumer"));
+            }
+        }
+        reasons
     }
 }
 

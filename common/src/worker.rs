@@ -15,10 +15,11 @@ use crate::amqp::Broker;
 use crate::config::Config;
 use crate::data_type::DataType;
 use crate::dead_letter::DeadLetters;
+use crate::http::{self, Probe};
 use crate::queue::{self, Queue};
 use crate::sink::Sink;
 use crate::status::Status;
-use crate::{http, logging, metrics};
+use crate::{logging, metrics};
 
 /// How often the database is asked for a sign of life.
 const PING: Duration = Duration::from_secs(5);
@@ -87,7 +88,7 @@ pub async fn run<S: Sink>(
     for note in notes {
         warn!("⚙️ {note}");
     }
-    let http = tokio::spawn(http::serve(listener, Arc::clone(&status), exporter));
+    let http = tokio::spawn(http::serve(listener, Arc::clone(&status) as Arc<dyn Probe>, exporter));
     let exit = pipelines(config, sink, &status, async {
         tokio::select! {
             _ = term.recv() => {}

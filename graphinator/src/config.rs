@@ -36,7 +36,7 @@ pub const BATCH: BatchVariables = BatchVariables {
 pub const HEALTH_PORT: u16 = 8001;
 
 /// Everything that `--help` lists.
-pub const TABLES: [&[Variable]; 2] = [common::config::COMMON, VARIABLES];
+pub const TABLES: [&[Variable]; 3] = [common::config::BROKER, common::config::COMMON, VARIABLES];
 
 /// How to reach and use the database.
 #[derive(Clone, Debug)]

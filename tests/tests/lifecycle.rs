@@ -242,7 +242,7 @@ fn help_lists_every_variable_with_its_default() -> Result<(), Error> {
             assert!(help.contains(name), "{worker}: {name}");
         }
         // What the code describes and what it lists can't differ either.
-        for variable in common::config::COMMON {
+        for variable in common::config::BROKER.iter().chain(common::config::COMMON) {
             assert!(help.contains(variable.name), "{worker}: {}", variable.name);
         }
     }

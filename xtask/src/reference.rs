@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use common::config::{COMMON, DefaultValue, Variable, WITHOUT_EFFECT};
+use common::config::{BROKER, COMMON, DefaultValue, Variable, WITHOUT_EFFECT};
 
 use crate::Error;
 use crate::services::root;
@@ -34,9 +34,11 @@ off, with `NEO4J_TLS_VERIFY=false`, as in the predecessors.
 pub fn text() -> String {
     let mut out = String::from(HEAD);
     for (title, table) in [
+        ("The broker (workers and extractor)", BROKER),
         ("Both workers", COMMON),
         ("tableinator", tableinator::config::VARIABLES),
         ("graphinator", graphinator::config::VARIABLES),
+        ("extractor", extractor::config::VARIABLES),
     ] {
         let _ = write!(out, "\n## {title}\n\n| Variable | Default | Meaning |\n|---|---|---|\n");
         for v in table {

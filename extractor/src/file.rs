@@ -1,0 +1,269 @@
+//! One file from its first byte to its `file_complete`: read in a thread of its own, published beside it.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use chrono::Utc;
+use common::amqp::Broker;
+use common::config::BrokerConfig;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::checksum;
+use crate::compress::Compression;
+use crate::input::{Bad, Format, Input, Next, ReadError, Records};
+use crate::message::{Encoder, Outcome, file_complete};
+use crate::progress::{FileProgress, Progress};
+use crate::publish::{PublishError, Publisher, Target, Watch};
+use crate::rejects::Rejects;
+use crate::rules::Rules;
+use crate::state::{Mark, State, fingerprint};
+
+/// Records that go from the reading thread to the publisher at a time.
+const CHUNK: usize = 32;
+/// Bytes after which fewer go.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// Chunks that may wait for the publisher.
+const WAITING: usize = 4;
+/// Longest wait for the last confirms when the run is interrupted.
+const LAST_CONFIRMS: Duration = Duration::from_secs(10);
+
+/// Why a file is not finished.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It could not be opened or read to its end.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// Its checksum is wrong.
+    #[error("{0}")]
+    Checksum(String),
+    /// The broker refuses its messages.
+    #[error("the broker refuses the messages: {0}")]
+    Publish(#[from] PublishError),
+    /// The rejects file can't be written.
+    #[error("the rejects file can't be written: {0}")]
+    Rejects(io::Error),
+    /// More records are bad than is plausible.
+    #[error("{0} records were rejected, more than --max-rejects allows: is it the right file?")]
+    TooManyRejects(u64),
+    /// The run was interrupted.
+    #[error("interrupted")]
+    Interrupted,
+    /// The reading thread died.
+    #[error("internal error: {0}")]
+    Died(String),
+}
+
+/// What all files of a run share.
+pub struct Shared {
+    /// How to reach the broker; each file has a connection of its own.
+    pub broker: BrokerConfig,
+    /// Workers whose queues must be there.
+    pub workers: Vec<String>,
+    /// How bodies are packed.
+    pub compression: Compression,
+    /// Rules, if there are any.
+    pub rules: Option<Arc<Rules>>,
+    /// Format of the files, unless their first bytes are to tell.
+    pub format: Option<Format>,
+    /// Whether checksum files count.
+    pub verify: bool,
+    /// Rejected records after which a file is given up.
+    pub max_rejects: u64,
+    /// Directory of state and rejects.
+    pub directory: PathBuf,
+    /// What was published so far.
+    pub state: State,
+    /// What people see.
+    pub progress: Arc<Progress>,
+    /// Ends everything.
+    pub stop: CancellationToken,
+}
+
+/// Publishes a file's records and its `file_complete`, from where an earlier run ended.
+///
+/// # Errors
+/// [`FileError`]; what was confirmed until then is in the state.
+pub async fn extract(shared: &Arc<Shared>, input: Input, progress: Arc<FileProgress>) -> Result<(), FileError> {
+    let (state, version, data_type) = (&shared.state, input.version.as_str(), input.data_type);
+    if shared.verify {
+        verify(shared, &input).await?;
+    }
+    let fingerprint = fingerprint(&input).map_err(ReadError::Io)?;
+    let mut start = Mark::default();
+    state.update(version, data_type, |file| {
+        if file.fingerprint == fingerprint {
+            start = file.mark;
+        }
+        (file.file, file.fingerprint, file.mark, file.complete) = (input.name(), fingerprint, start, false);
+    });
+    if start.processed > 0 {
+        shared.progress.note(&format!("{data_type}: going on behind record {}", start.processed));
+    }
+    progress.begin(start);
+
+    let (sender, mut chunks) = mpsc::channel::<Chunk>(WAITING);
+    let reader = tokio::task::spawn_blocking({
+        let (shared, input, progress) = (Arc::clone(shared), input.clone(), Arc::clone(&progress));
+        move || read(&shared, &input, start, &progress, &sender)
+    });
+    let broker = Broker::new(shared.broker.clone(), "extractor");
+    let target = Target::new(&shared.broker.prefix, data_type, &shared.workers);
+    let watch = FileWatch { file: Arc::clone(&progress), progress: Arc::clone(&shared.progress) };
+    let mut publisher = Publisher::new(Arc::clone(&broker), target, shared.compression, watch);
+    let published = tokio::select! {
+        published = publish(&mut publisher, &mut chunks, &progress) => published.map_err(FileError::from),
+        () = shared.stop.cancelled() => Err(FileError::Interrupted),
+    };
+    drop(chunks); // a reader that still reads finds nobody there
+    let outcome = match published {
+        Ok(()) => match reader.await.map_err(|e| FileError::Died(e.to_string())).flatten() {
+            Ok(end) => finish(shared, &input, &mut publisher, end).await,
+            Err(e) => Err(e),
+        },
+        Err(e) => {
+            // What is under way need not be sent again.
+            let _ = timeout(LAST_CONFIRMS, publisher.flush()).await;
+            Err(e)
+        }
+    };
+    progress.complete.store(outcome.is_ok(), Relaxed);
+    state.update(version, data_type, |file| {
+        file.mark = progress.confirmed();
+        file.complete = outcome.is_ok();
+    });
+    broker.close().await;
+    outcome
+}
+
+/// Publishes the message that ends the file, when everything before it is confirmed.
+async fn finish(
+    shared: &Shared,
+    input: &Input,
+    publisher: &mut Publisher<FileWatch>,
+    end: Mark,
+) -> Result<(), FileError> {
+    let body = file_complete(input.data_type, end.processed, &input.name(), Utc::now());
+    let body = shared.compression.pack(body).map_err(ReadError::Io)?;
+    let sent = async {
+        publisher.publish(body, end).await?;
+        publisher.flush().await
+    };
+    tokio::select! {
+        sent = sent => sent.map_err(FileError::from),
+        () = shared.stop.cancelled() => Err(FileError::Interrupted),
+    }
+}
+
+/// Messages on their way to the publisher, each with the mark that its confirm moves to.
+type Chunk = Vec<(Vec<u8>, Mark)>;
+
+async fn publish(
+    publisher: &mut Publisher<FileWatch>,
+    chunks: &mut mpsc::Receiver<Chunk>,
+    progress: &FileProgress,
+) -> Result<(), PublishError> {
+    while let Some(chunk) = chunks.recv().await {
+        for (body, mark) in chunk {
+            progress.sent.fetch_add(body.len() as u64, Relaxed);
+            publisher.publish(body, mark).await?;
+        }
+    }
+    publisher.flush().await
+}
+
+/// Reads the file to its end. Returns the mark there.
+fn read(
+    shared: &Shared,
+    input: &Input,
+    start: Mark,
+    progress: &FileProgress,
+    sender: &mpsc::Sender<Chunk>,
+) -> Result<Mark, FileError> {
+    let mut records = Records::open(input, shared.format, Arc::clone(&progress.read)).map_err(ReadError::Io)?;
+    let mut rejects = Rejects::open(&shared.directory, input, start.place.offset).map_err(FileError::Rejects)?;
+    let mut encoder = Encoder::new(input.data_type, shared.rules.clone());
+    let mut mark = start;
+    if start.processed + start.rejected > 0 {
+        records.resume(start.place)?;
+    }
+    let (mut chunk, mut bytes) = (Chunk::new(), 0);
+    loop {
+        let next = match records.next(|record| encoder.encode(record)) {
+            Ok(next) => next,
+            Err(e) => {
+                // Everything before is published.
+                let _ = sender.blocking_send(chunk);
+                return Err(e.into());
+            }
+        };
+        if !matches!(next, Next::End) {
+            mark.place = records.place(); // the file's end is no place to go on from
+        }
+        match next {
+            Next::Record(Outcome::Message(body), _) => {
+                mark.processed += 1;
+                mark.published += 1;
+                let body = shared.compression.pack(body).map_err(ReadError::Io)?;
+                bytes += body.len();
+                chunk.push((body, mark));
+            }
+            Next::Record(Outcome::Skipped, _) => {
+                mark.processed += 1;
+                mark.skipped += 1;
+            }
+            Next::Record(Outcome::Unusable { reason, detail, excerpt }, begin) => {
+                mark.processed += 1;
+                mark.rejected += 1;
+                let bad = Bad { reason, detail, excerpt, begin, end: mark.place };
+                rejects.note(&bad).map_err(FileError::Rejects)?;
+            }
+            Next::Bad(bad) => {
+                mark.rejected += 1;
+                rejects.note(&bad).map_err(FileError::Rejects)?;
+            }
+            Next::End => {
+                let _ = sender.blocking_send(chunk);
+                return Ok(mark);
+            }
+        }
+        progress.processed.store(mark.processed, Relaxed);
+        if mark.rejected > shared.max_rejects {
+            let _ = sender.blocking_send(chunk);
+            return Err(FileError::TooManyRejects(mark.rejected));
+        }
+        if chunk.len() >= CHUNK || bytes >= CHUNK_BYTES {
+            if sender.blocking_send(std::mem::take(&mut chunk)).is_err() {
+                return Err(FileError::Interrupted);
+            }
+            bytes = 0;
+        }
+    }
+}
+
+async fn verify(shared: &Arc<Shared>, input: &Input) -> Result<(), FileError> {
+    let input = input.clone();
+    let stop = shared.stop.clone();
+    let verified = tokio::task::spawn_blocking(move || checksum::verify(&input, || stop.is_cancelled())).await;
+    verified.map_err(|e| FileError::Died(e.to_string()))?.map_err(FileError::Checksum)?;
+    if shared.stop.is_cancelled() { Err(FileError::Interrupted) } else { Ok(()) }
+}
+
+struct FileWatch {
+    file: Arc<FileProgress>,
+    progress: Arc<Progress>,
+}
+
+impl Watch for FileWatch {
+    fn confirmed(&self, mark: Mark) {
+        self.file.confirm(mark);
+    }
+
+    fn note(&self, text: String) {
+        self.progress.note(&text);
+    }
+}

@@ -1,0 +1,236 @@
+//! Where records come from: a file or the standard input, packed or not, in one of three formats.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use common::DataType;
+use flate2::bufread::MultiGzDecoder;
+
+use crate::jsonl::JsonlReader;
+use crate::node::Object;
+use crate::table::CsvReader;
+use crate::xml::XmlReader;
+
+/// A place in the unpacked stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Place {
+    /// Bytes before it.
+    pub offset: u64,
+    /// Line that it is in, from 1.
+    pub line: u64,
+}
+
+/// What a reader found.
+#[derive(Debug)]
+pub enum Next<T> {
+    /// A record, made into something, and where it begins.
+    Record(T, Place),
+    /// A record that can't be read; what follows can.
+    Bad(Bad),
+    /// Nothing more: the file was read to its end, and is whole.
+    End,
+}
+
+/// A record that is not published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bad {
+    /// Stable name of the fault.
+    pub reason: &'static str,
+    /// What exactly is wrong.
+    pub detail: String,
+    /// The beginning of its text.
+    pub excerpt: String,
+    /// Where it begins.
+    pub begin: Place,
+    /// Where what follows begins.
+    pub end: Place,
+}
+
+impl Bad {
+    /// The first bytes of a record, as text.
+    pub fn excerpt(bytes: &[u8]) -> String {
+        String::from_utf8_lossy(&bytes[..bytes.len().min(500)]).into_owned()
+    }
+}
+
+/// Why a file can't be read further.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The device's or the decompressor's error.
+    #[error("the file is damaged or cut off: {0}")]
+    Io(#[from] io::Error),
+    /// The file ends within.
+    #[error("the file is cut off: it ends before {missing}")]
+    Truncated {
+        /// What is missing.
+        missing: String,
+    },
+    /// It holds something else.
+    #[error("expected <{expected}>, found {found:?}")]
+    WrongRoot {
+        /// The type's name.
+        expected: &'static str,
+        /// The file's beginning.
+        found: String,
+    },
+    /// It has no header, or none with an id.
+    #[error("no header row with a column `id`: {0}")]
+    Header(String),
+}
+
+/// How records are written in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// A dump as Discogs publishes it.
+    Xml,
+    /// A JSON object on each line.
+    Jsonl,
+    /// A header row and a row for each record.
+    Csv,
+}
+
+/// A file of records, or the standard input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Input {
+    /// The file; `-` for the standard input.
+    pub path: PathBuf,
+    /// What its records are.
+    pub data_type: DataType,
+    /// The dump's date, such as `20260401`.
+    pub version: String,
+}
+
+impl Input {
+    /// Whether it is the standard input.
+    pub fn is_stdin(&self) -> bool {
+        self.path == Path::new("-")
+    }
+
+    /// The file's name, as `file_complete` and the summary tell it.
+    pub fn name(&self) -> String {
+        if self.is_stdin() {
+            return "stdin".to_owned();
+        }
+        self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy().into_owned()
+    }
+}
+
+/// Largest record in bytes of its file's format. RabbitMQ 4 takes messages of 16 MiB unless told otherwise; the largest
+/// real release has 0.3 MB.
+pub const MAX_RECORD: usize = 16 << 20;
+
+type Source = Box<dyn Read + Send>;
+
+/// The records of one input.
+pub enum Records {
+    /// Of an XML dump.
+    Xml(XmlReader<Source>),
+    /// Of JSON lines.
+    Jsonl(JsonlReader<Source>),
+    /// Of a table.
+    Csv(CsvReader<Source>),
+}
+
+impl Records {
+    /// Opens an input. Packing and, unless given, format are told from the first bytes, not from names. `read` counts the
+    /// bytes that were read of the file as it is.
+    ///
+    /// # Errors
+    /// [`io::Error`] if it can't be opened.
+    pub fn open(input: &Input, format: Option<Format>, read: Arc<AtomicU64>) -> io::Result<Records> {
+        let raw: Source = if input.is_stdin() { Box::new(io::stdin()) } else { Box::new(File::open(&input.path)?) };
+        Records::from_reader(Box::new(Counted { inner: raw, read }), input.data_type, format)
+    }
+
+    /// Reads from a stream.
+    ///
+    /// # Errors
+    /// [`io::Error`] if its beginning can't be read.
+    pub fn from_reader(source: Source, data_type: DataType, format: Option<Format>) -> io::Result<Records> {
+        let mut plain = BufReader::with_capacity(64 * 1024, unpacked(source)?);
+        let format = match format {
+            Some(format) => format,
+            None => match peek(&mut plain)? {
+                Some(b'<') => Format::Xml,
+                Some(b'{') => Format::Jsonl,
+                _ => Format::Csv,
+            },
+        };
+        let plain: Source = Box::new(plain);
+        Ok(match format {
+            Format::Xml => Records::Xml(XmlReader::new(plain, data_type, MAX_RECORD)),
+            Format::Jsonl => Records::Jsonl(JsonlReader::new(plain, MAX_RECORD)),
+            Format::Csv => Records::Csv(CsvReader::new(plain, MAX_RECORD)),
+        })
+    }
+
+    /// Goes on where an earlier run ended.
+    ///
+    /// # Errors
+    /// [`ReadError`] if the input ends before.
+    pub fn resume(&mut self, at: Place) -> Result<(), ReadError> {
+        match self {
+            Records::Xml(reader) => reader.resume(at),
+            Records::Jsonl(reader) => reader.resume(at),
+            Records::Csv(reader) => reader.resume(at),
+        }
+    }
+
+    /// Place of the first byte that is not read yet.
+    pub fn place(&self) -> Place {
+        match self {
+            Records::Xml(reader) => reader.place(),
+            Records::Jsonl(reader) => reader.place(),
+            Records::Csv(reader) => reader.place(),
+        }
+    }
+
+    /// The next record, made into something by `make` while it lies in the reader's buffer.
+    ///
+    /// # Errors
+    /// [`ReadError`] if nothing more can be read; everything before was returned.
+    pub fn next<T>(&mut self, make: impl FnMut(Object<'_>) -> T) -> Result<Next<T>, ReadError> {
+        match self {
+            Records::Xml(reader) => reader.next(make),
+            Records::Jsonl(reader) => reader.next(make),
+            Records::Csv(reader) => reader.next(make),
+        }
+    }
+}
+
+/// The stream without its packing, which its first bytes tell: gzip, zstd or none.
+fn unpacked(source: Source) -> io::Result<Source> {
+    let mut source = BufReader::with_capacity(64 * 1024, source);
+    Ok(match source.fill_buf()? {
+        [0x1f, 0x8b, ..] => Box::new(MultiGzDecoder::new(source)),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::Decoder::with_buffer(source)?),
+        _ => Box::new(source),
+    })
+}
+
+/// The first byte that is neither white space nor part of a byte order mark.
+fn peek(source: &mut impl BufRead) -> io::Result<Option<u8>> {
+    // A damaged beginning is the reader's to report.
+    let begin = match source.fill_buf() {
+        Ok(begin) => begin,
+        Err(_) => return Ok(Some(b'<')),
+    };
+    Ok(begin.iter().copied().find(|b| !b.is_ascii_whitespace() && !b"\xef\xbb\xbf".contains(b)))
+}
+
+/// Counts what is read.
+struct Counted {
+    inner: Source,
+    read: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.read.fetch_add(n as u64, Ordering::Relaxed);
+        Ok(n)
+    }
+}

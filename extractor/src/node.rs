@@ -1,0 +1,136 @@
+//! A record as a tree: what XML, JSONL and CSV are read into, and what becomes the canonical JSON of the contract (§2.4).
+
+use std::borrow::Cow;
+use std::io::Write;
+
+/// Deepest nesting that is taken. The workers' JSON parsers stop at 128.
+pub const MAX_DEPTH: usize = 100;
+
+/// One value. Text borrows from the input wherever it can.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Node<'a> {
+    /// An empty element.
+    Null,
+    /// A string.
+    Text(Cow<'a, str>),
+    /// A JSON number or boolean, as written. XML has none.
+    Literal(Cow<'a, str>),
+    /// Repeated elements, or a JSON array.
+    List(Vec<Node<'a>>),
+    /// Named values.
+    Object(Object<'a>),
+}
+
+/// Named values; each name once.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Object<'a>(Vec<(Cow<'a, str>, Node<'a>)>);
+
+impl<'a> Object<'a> {
+    /// The value of that name.
+    pub fn get(&self, key: &str) -> Option<&Node<'a>> {
+        self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v)
+    }
+
+    /// The value of that name, to be changed.
+    pub fn get_mut(&mut self, key: &str) -> Option<&mut Node<'a>> {
+        self.0.iter_mut().find(|(k, _)| k == key).map(|(_, v)| v)
+    }
+
+    /// Sets a value; a former one of that name is replaced.
+    pub fn insert(&mut self, key: impl Into<Cow<'a, str>>, value: Node<'a>) {
+        let key = key.into();
+        match self.get_mut(&key) {
+            Some(old) => *old = value,
+            None => self.0.push((key, value)),
+        }
+    }
+
+    /// Adds a value as XML does: a second one of the same name makes a list.
+    pub fn add(&mut self, key: Cow<'a, str>, value: Node<'a>) {
+        match self.get_mut(&key) {
+            None => self.0.push((key, value)),
+            Some(Node::List(items)) => items.push(value),
+            Some(one) => {
+                let first = std::mem::replace(one, Node::Null);
+                *one = Node::List(vec![first, value]);
+            }
+        }
+    }
+
+    /// Takes a value out.
+    pub fn remove(&mut self, key: &str) -> Option<Node<'a>> {
+        let at = self.0.iter().position(|(k, _)| k == key)?;
+        Some(self.0.swap_remove(at).1)
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// All names and values, ascending by name.
+    pub fn into_sorted(mut self) -> Vec<(Cow<'a, str>, Node<'a>)> {
+        self.sort();
+        self.0
+    }
+
+    /// Names and values as they are.
+    pub fn entries(&self) -> &[(Cow<'a, str>, Node<'a>)] {
+        &self.0
+    }
+
+    fn sort(&mut self) {
+        self.0.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    }
+
+    /// Appends the canonical JSON: keys ascending by their bytes, no blanks.
+    pub fn write(&mut self, out: &mut Vec<u8>) {
+        self.sort();
+        out.push(b'{');
+        for (i, (key, value)) in self.0.iter_mut().enumerate() {
+            if i > 0 {
+                out.push(b',');
+            }
+            string(key, out);
+            out.push(b':');
+            value.write(out);
+        }
+        out.push(b'}');
+    }
+}
+
+impl<'a> Node<'a> {
+    /// The text, if it is one.
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Node::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Appends the canonical JSON.
+    pub fn write(&mut self, out: &mut Vec<u8>) {
+        match self {
+            Node::Null => out.extend_from_slice(b"null"),
+            Node::Text(text) => string(text, out),
+            Node::Literal(text) => out.extend_from_slice(text.as_bytes()),
+            Node::List(items) => {
+                out.push(b'[');
+                for (i, item) in items.iter_mut().enumerate() {
+                    if i > 0 {
+                        out.push(b',');
+                    }
+                    item.write(out);
+                }
+                out.push(b']');
+            }
+            Node::Object(object) => object.write(out),
+        }
+    }
+}
+
+/// Appends a JSON string: serde_json's escapes are those of the contract (§2.4).
+pub fn string(text: &str, out: &mut Vec<u8>) {
+    // Only writing can fail, and a vector takes everything.
+    let _ = serde_json::to_writer(out.by_ref(), text);
+}

@@ -1,0 +1,143 @@
+//! Which files a run takes: from folders and file names, or as the command line says.
+
+use std::path::{Path, PathBuf};
+
+use common::DataType;
+
+use crate::input::Input;
+
+/// The files of one version, in the order of [`DataType::ALL`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The dump's date, such as `20260401`.
+    pub version: String,
+    /// At most one for each type.
+    pub inputs: Vec<Input>,
+}
+
+/// What the command line says about the inputs.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// Folders, files, or `-` for the standard input.
+    pub paths: Vec<PathBuf>,
+    /// The version to take, or that files without a date in their names have.
+    pub version: Option<String>,
+    /// What the records of files without a type in their names are.
+    pub data_type: Option<DataType>,
+}
+
+/// Packings that a file's name may tell, longest first.
+const ENDINGS: [&str; 12] = [
+    ".xml.gz",
+    ".xml.zst",
+    ".jsonl.gz",
+    ".jsonl.zst",
+    ".csv.gz",
+    ".csv.zst",
+    ".ndjson.gz",
+    ".ndjson.zst",
+    ".ndjson",
+    ".jsonl",
+    ".xml",
+    ".csv",
+];
+
+/// Finds the files. Of a folder, the newest version is taken unless one is asked for; of several packings of one type's
+/// file, the first in the order of their names.
+///
+/// # Errors
+/// What is missing or ambiguous, for a person.
+pub fn plan(wanted: &Wanted) -> Result<Vec<Plan>, String> {
+    if wanted.paths.is_empty() {
+        return Err("no input: give a folder with dumps, files, or - for the standard input".to_owned());
+    }
+    let mut inputs = Vec::new();
+    for path in &wanted.paths {
+        if path.is_dir() {
+            inputs.extend(of_folder(path, wanted)?);
+        } else {
+            inputs.push(of_file(path, wanted)?);
+        }
+    }
+    let mut plans: Vec<Plan> = Vec::new();
+    for input in inputs {
+        let plan = match plans.iter_mut().find(|plan| plan.version == input.version) {
+            Some(plan) => plan,
+            None => {
+                plans.push(Plan { version: input.version.clone(), inputs: Vec::new() });
+                let last = plans.len() - 1;
+                &mut plans[last]
+            }
+        };
+        if let Some(other) = plan.inputs.iter().find(|other| other.data_type == input.data_type) {
+            return Err(format!(
+                "{} and {} are both {} of {}: give one of them",
+                other.path.display(),
+                input.path.display(),
+                input.data_type,
+                input.version
+            ));
+        }
+        plan.inputs.push(input);
+    }
+    plans.sort_by(|a, b| a.version.cmp(&b.version));
+    for plan in &mut plans {
+        plan.inputs.sort_by_key(|input| input.data_type);
+    }
+    Ok(plans)
+}
+
+fn of_folder(folder: &Path, wanted: &Wanted) -> Result<Vec<Input>, String> {
+    let entries = std::fs::read_dir(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    paths.sort();
+    let mut found: Vec<Input> = Vec::new();
+    for path in paths {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let (Some(data_type), Some(version)) = (data_type_in(&name), version_in(&name)) else { continue };
+        let readable = ENDINGS.iter().any(|ending| name.ends_with(ending));
+        let known = found.iter().any(|input| input.data_type == data_type && input.version == version);
+        if readable && !known && wanted.data_type.is_none_or(|t| t == data_type) {
+            found.push(Input { path, data_type, version });
+        }
+    }
+    let newest = found.iter().map(|input| input.version.clone()).max();
+    let version = wanted
+        .version
+        .clone()
+        .or(newest)
+        .ok_or_else(|| format!("{} has no file like discogs_20260401_artists.xml.gz", folder.display()))?;
+    found.retain(|input| input.version == version);
+    if found.is_empty() {
+        return Err(format!("{} has no file of {version}", folder.display()));
+    }
+    Ok(found)
+}
+
+fn of_file(path: &Path, wanted: &Wanted) -> Result<Input, String> {
+    let stdin = path == Path::new("-");
+    if !stdin && !path.is_file() {
+        return Err(format!("{} does not exist or is no file", path.display()));
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let data_type = wanted.data_type.or_else(|| data_type_in(&name)).ok_or_else(|| {
+        format!("{}: what is in it? Give --type artists, labels, masters or releases", path.display())
+    })?;
+    let version = wanted
+        .version
+        .clone()
+        .or_else(|| version_in(&name))
+        .ok_or_else(|| format!("{}: which dump is it of? Give its date, e.g. --dump 20260401", path.display()))?;
+    Ok(Input { path: path.to_owned(), data_type, version })
+}
+
+/// The one type that a name names.
+fn data_type_in(name: &str) -> Option<DataType> {
+    let mut named = DataType::ALL.into_iter().filter(|t| name.contains(t.name()));
+    named.next().filter(|_| named.next().is_none())
+}
+
+/// The first eight digits in a row.
+fn version_in(name: &str) -> Option<String> {
+    name.split(|c: char| !c.is_ascii_digit()).find(|digits| digits.len() == 8).map(str::to_owned)
+}

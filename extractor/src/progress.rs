@@ -1,0 +1,276 @@
+//! What a person, and Prometheus, see of a run: bars on a terminal, plain lines elsewhere, and metrics.
+
+use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use common::DataType;
+use common::http::Probe;
+use indicatif::{HumanBytes, HumanCount, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
+use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
+use serde_json::{Value, json};
+
+use crate::state::Mark;
+
+/// Records by what became of them. Labels `data_type`, `outcome`: published, skipped, rejected.
+pub const RECORDS: &str = "records_extracted_total";
+/// Bytes of the file that were read. Label `data_type`.
+pub const BYTES_READ: &str = "dump_read_bytes_total";
+/// Size of the file, if it is known. Label `data_type`.
+pub const BYTES: &str = "dump_bytes";
+/// Records that were read and are neither confirmed nor skipped nor rejected. Label `data_type`.
+pub const UNCONFIRMED: &str = "unconfirmed_records";
+/// 1 when the file's `file_complete` is confirmed. Label `data_type`.
+pub const FILE_COMPLETE: &str = "file_complete";
+/// Bodies of confirmed data messages as published. Label `data_type`.
+pub const PUBLISHED_BYTES: &str = "published_bytes_total";
+
+/// Describes the extractor's metrics.
+pub fn describe() {
+    describe_counter!(RECORDS, Unit::Count, "Records by what became of them");
+    describe_counter!(BYTES_READ, Unit::Bytes, "Bytes of the dump that were read");
+    describe_counter!(PUBLISHED_BYTES, Unit::Bytes, "Bytes of the messages that were sent");
+    describe_gauge!(BYTES, Unit::Bytes, "Size of the dump");
+    describe_gauge!(UNCONFIRMED, Unit::Count, "Records read that the broker has not confirmed yet");
+    describe_gauge!(FILE_COMPLETE, Unit::Count, "1 when the file is published to its end");
+    describe_gauge!("build_info", Unit::Count, "Always 1; labels say what runs");
+    gauge!("build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
+
+/// What to show on the way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Style {
+    /// Bars if the standard error is a terminal, else lines.
+    #[default]
+    Auto,
+    /// A bar for each file.
+    Bars,
+    /// A line for each file every few seconds.
+    Plain,
+    /// Nothing but the summary.
+    None,
+}
+
+/// One file's progress.
+pub struct FileProgress {
+    /// The type.
+    pub data_type: DataType,
+    /// The file's name.
+    pub name: String,
+    /// Its size; 0 if unknown.
+    pub size: u64,
+    /// Bytes of it that were read.
+    pub read: Arc<AtomicU64>,
+    /// Bytes of the messages that were sent.
+    pub sent: AtomicU64,
+    /// Records read so far, confirmed or not.
+    pub processed: AtomicU64,
+    /// Whether its end is confirmed.
+    pub complete: AtomicBool,
+    /// Whether nothing more happens to it.
+    pub over: AtomicBool,
+    confirmed: Mutex<Mark>,
+    /// What the run began with, when, and how long it took if it is over.
+    begun: Mutex<(Mark, Instant, Option<Duration>)>,
+}
+
+impl FileProgress {
+    /// A file that nothing was read of yet.
+    pub fn new(data_type: DataType, name: String, size: u64) -> Self {
+        FileProgress {
+            data_type,
+            name,
+            size,
+            read: Arc::default(),
+            sent: AtomicU64::new(0),
+            processed: AtomicU64::new(0),
+            complete: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+            confirmed: Mutex::default(),
+            begun: Mutex::new((Mark::default(), Instant::now(), None)),
+        }
+    }
+
+    /// Sets the mark that this run begins with.
+    pub fn begin(&self, mark: Mark) {
+        *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = (mark, Instant::now(), None);
+        self.processed.store(mark.processed, Relaxed);
+        self.confirm(mark);
+    }
+
+    /// Nothing more happens to the file.
+    pub fn end(&self) {
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        begun.2 = Some(begun.1.elapsed());
+        self.over.store(true, Relaxed);
+    }
+
+    /// Moves the confirmed mark.
+    pub fn confirm(&self, mark: Mark) {
+        *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = mark;
+    }
+
+    /// Up to here everything is confirmed.
+    pub fn confirmed(&self) -> Mark {
+        *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records per second in this run.
+    pub fn rate(&self) -> f64 {
+        let (mark, since, took) = *self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        let seconds = took.unwrap_or_else(|| since.elapsed()).as_secs_f64();
+        self.confirmed().processed.saturating_sub(mark.processed) as f64 / seconds.max(0.001)
+    }
+
+    /// Share of the file that was read, and the time that the rest will take at the pace so far.
+    fn forecast(&self) -> Option<(f64, Duration)> {
+        let (_, since, _) = *self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        let share = (self.read.load(Relaxed) as f64 / self.size as f64).min(1.0);
+        (self.size > 0 && share > 0.0).then(|| (share, since.elapsed().mul_f64((1.0 - share) / share)))
+    }
+
+    fn export(&self) {
+        let (t, mark) = (self.data_type.name(), self.confirmed());
+        for (outcome, count) in [("published", mark.published), ("skipped", mark.skipped), ("rejected", mark.rejected)]
+        {
+            counter!(RECORDS, "data_type" => t, "outcome" => outcome).absolute(count);
+        }
+        counter!(BYTES_READ, "data_type" => t).absolute(self.read.load(Relaxed));
+        counter!(PUBLISHED_BYTES, "data_type" => t).absolute(self.sent.load(Relaxed));
+        gauge!(BYTES, "data_type" => t).set(self.size as f64);
+        gauge!(UNCONFIRMED, "data_type" => t).set(self.processed.load(Relaxed).saturating_sub(mark.processed) as f64);
+        gauge!(FILE_COMPLETE, "data_type" => t).set(f64::from(u8::from(self.complete.load(Relaxed))));
+    }
+}
+
+/// Shows the progress of all files.
+pub struct Progress {
+    style: Style,
+    bars: MultiProgress,
+    files: Mutex<Vec<(Arc<FileProgress>, Option<ProgressBar>)>>,
+}
+
+/// How often lines are printed.
+const LINES: Duration = Duration::from_secs(5);
+/// How often bars and metrics are brought up to date.
+pub const TICK: Duration = Duration::from_millis(250);
+
+impl Progress {
+    /// Shows nothing yet.
+    pub fn new(style: Style) -> Arc<Self> {
+        let style = match style {
+            Style::Auto if std::io::stderr().is_terminal() => Style::Bars,
+            Style::Auto => Style::Plain,
+            other => other,
+        };
+        Arc::new(Progress { style, bars: MultiProgress::new(), files: Mutex::default() })
+    }
+
+    /// Adds a file.
+    pub fn add(&self, file: Arc<FileProgress>) {
+        let bar = (self.style == Style::Bars).then(|| {
+            let template = "{prefix:8} {wide_bar:.cyan/blue} {msg}";
+            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            let bar = self.bars.add(ProgressBar::new(file.size.max(1)).with_style(style));
+            bar.set_prefix(file.data_type.name());
+            bar
+        });
+        self.lock().push((file, bar));
+    }
+
+    /// Says something to a person.
+    pub fn note(&self, text: &str) {
+        let now = chrono::Local::now().format("%H:%M:%S");
+        match self.style {
+            // While bars are drawn, only they know where a line may go.
+            Style::Bars => drop(self.bars.println(format!("{now} {text}"))),
+            _ => eprintln!("{now} {text}"),
+        }
+    }
+
+    /// Brings bars, lines and metrics up to date until the future is dropped.
+    pub async fn run(&self) {
+        let mut shown = Instant::now();
+        loop {
+            tokio::time::sleep(TICK).await;
+            self.tick();
+            if self.style == Style::Plain && shown.elapsed() >= LINES {
+                shown = Instant::now();
+                self.lines();
+            }
+        }
+    }
+
+    /// Brings bars and metrics up to date.
+    pub fn tick(&self) {
+        for (file, bar) in &*self.lock() {
+            file.export();
+            let Some(bar) = bar else { continue };
+            bar.set_position(if file.size > 0 { file.read.load(Relaxed) } else { 0 });
+            let left = match file.forecast() {
+                _ if file.over.load(Relaxed) => "done".to_owned(),
+                Some((_, left)) => format!("{} left", HumanDuration(left)),
+                None => String::new(),
+            };
+            bar.set_message(format!("{} {left}", describe_file(file)));
+            if file.over.load(Relaxed) && !bar.is_finished() {
+                bar.abandon();
+            }
+        }
+    }
+
+    fn lines(&self) {
+        for (file, _) in &*self.lock() {
+            if file.over.load(Relaxed) || file.processed.load(Relaxed) == 0 {
+                continue;
+            }
+            let forecast = file.forecast().map(|(share, left)| {
+                format!(", {:.0} % of {}, {} left", share * 100.0, HumanBytes(file.size), HumanDuration(left))
+            });
+            self.note(&format!("{}: {}{}", file.data_type, describe_file(file), forecast.unwrap_or_default()));
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(Arc<FileProgress>, Option<ProgressBar>)>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn describe_file(file: &FileProgress) -> String {
+    let mark = file.confirmed();
+    let mut text =
+        format!("{} records, {}/s", HumanCount(mark.processed), HumanCount(file.rate().round().max(0.0) as u64));
+    if mark.rejected > 0 {
+        text.push_str(&format!(", {} rejected", HumanCount(mark.rejected)));
+    }
+    text
+}
+
+impl Probe for Progress {
+    fn health(&self) -> (bool, Value) {
+        let files: serde_json::Map<String, Value> = self
+            .lock()
+            .iter()
+            .map(|(file, _)| {
+                let mark = file.confirmed();
+                let value = json!({
+                    "file": file.name,
+                    "complete": file.complete.load(Relaxed),
+                    "processed": mark.processed,
+                    "published": mark.published,
+                    "skipped": mark.skipped,
+                    "rejected": mark.rejected,
+                    "bytes_read": file.read.load(Relaxed),
+                    "bytes": file.size,
+                });
+                (file.data_type.name().to_owned(), value)
+            })
+            .collect();
+        (true, json!({"status": "healthy", "service": "extractor", "files": files}))
+    }
+
+    fn unready(&self) -> Vec<String> {
+        Vec::new()
+    }
+}

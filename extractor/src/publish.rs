@@ -1,0 +1,320 @@
+//! Publishing with confirms: a window of messages is under way at any time, in order, and whatever was not confirmed when
+//! a connection is lost is sent again on the next one.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::amqp::{Broker, BrokerError, answered};
+use common::backoff::Backoff;
+use common::{DataType, Topology};
+use futures_util::FutureExt;
+use lapin::options::{
+    BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel, Confirmation, ErrorKind, ExchangeKind, PublisherConfirm};
+use tokio::time::{sleep, timeout};
+
+use crate::compress::Compression;
+use crate::state::Mark;
+
+/// Messages that may wait for their confirm: enough to keep the broker's disk busy, and little to send again.
+const WINDOW: usize = 1000;
+/// Bytes of their bodies, which bounds memory when records are large.
+const WINDOW_BYTES: usize = 2 << 20;
+/// Attempts in a row that the broker may refuse, as opposed to being away: some thirty seconds.
+const REFUSALS: u32 = 8;
+/// How long the first confirm may be missing before that is said.
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// AMQP properties of every message (contract §2.1). A packed body says how in its `content_encoding`.
+pub fn properties(compression: Compression) -> BasicProperties {
+    BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_content_encoding(compression.content_encoding().into())
+        .with_delivery_mode(2)
+}
+
+/// Why a target is not ready.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// The broker is away or refuses.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// Its worker would miss every message.
+    #[error("queue {0} does not exist: start its worker first, or leave the worker out of --expect-queues")]
+    Missing(String),
+}
+
+/// Why publishing can't go on.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The broker refuses, again and again.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// The exchange of one type, and the queues that must be bound to it.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The type.
+    pub data_type: DataType,
+    /// Name of its exchange.
+    pub exchange: String,
+    /// Names of the queues that get a copy of every message.
+    pub queues: Vec<String>,
+}
+
+impl Target {
+    /// The names under a prefix, for the workers that must not miss a message.
+    pub fn new(prefix: &str, data_type: DataType, workers: &[String]) -> Self {
+        let queues = workers.iter().map(|worker| Topology::new(prefix, worker, data_type).queue).collect();
+        Target { data_type, exchange: Topology::new(prefix, "", data_type).data_exchange, queues }
+    }
+
+    /// Declares the exchange and makes sure that the queues exist and are bound to it. Binding is what the worker itself
+    /// does, with the same routing key; AMQP has no way to only ask.
+    ///
+    /// # Errors
+    /// [`TargetError`].
+    pub async fn prepare(&self, broker: &Broker) -> Result<Channel, TargetError> {
+        let channel = broker.channel().await?;
+        let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        let exchange = self.exchange.as_str();
+        answered(channel.exchange_declare(exchange.into(), ExchangeKind::Fanout, durable, FieldTable::default()))
+            .await?;
+        for queue in &self.queues {
+            let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+            let name = queue.as_str();
+            match answered(channel.queue_declare(name.into(), passive, FieldTable::default())).await {
+                Ok(_) => {}
+                Err(BrokerError::Amqp(e)) if is_not_found(&e) => return Err(TargetError::Missing(queue.clone())),
+                Err(e) => return Err(e.into()),
+            }
+            let bind = QueueBindOptions::default();
+            answered(channel.queue_bind(name.into(), exchange.into(), name.into(), bind, FieldTable::default()))
+                .await?;
+        }
+        answered(channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        Ok(channel)
+    }
+}
+
+fn is_not_found(e: &lapin::Error) -> bool {
+    matches!(e.kind(), ErrorKind::ProtocolError(e) if e.get_id() == 404)
+}
+
+/// A message that is not confirmed yet.
+struct Pending {
+    body: Vec<u8>,
+    /// Where its file is when it is confirmed.
+    mark: Mark,
+    /// `None` while it must be sent (again).
+    confirm: Option<PublisherConfirm>,
+}
+
+/// What a publisher tells while it works.
+pub trait Watch: Send + Sync {
+    /// Everything up to this mark is confirmed.
+    fn confirmed(&self, mark: Mark);
+
+    /// Something that a person may want to know.
+    fn note(&self, text: String);
+}
+
+/// Publishes to one exchange, in order.
+pub struct Publisher<W> {
+    broker: Arc<Broker>,
+    target: Target,
+    properties: BasicProperties,
+    watch: W,
+    channel: Option<Channel>,
+    window: VecDeque<Pending>,
+    bytes: usize,
+    /// Refusals since the last confirm.
+    refusals: u32,
+    backoff: Backoff,
+}
+
+impl<W: Watch> Publisher<W> {
+    /// A publisher that connects when the first message comes.
+    pub fn new(broker: Arc<Broker>, target: Target, compression: Compression, watch: W) -> Self {
+        Publisher {
+            broker,
+            target,
+            properties: properties(compression),
+            watch,
+            channel: None,
+            window: VecDeque::new(),
+            bytes: 0,
+            refusals: 0,
+            backoff: Backoff::outage(),
+        }
+    }
+
+    /// Sends a message as soon as the window has room for it.
+    ///
+    /// # Errors
+    /// [`PublishError`] if the broker refuses messages; nothing behind the last confirmed mark is known to be taken.
+    pub async fn publish(&mut self, body: Vec<u8>, mark: Mark) -> Result<(), PublishError> {
+        while self.window.len() >= WINDOW || (self.bytes + body.len() > WINDOW_BYTES && !self.window.is_empty()) {
+            self.settle().await?;
+        }
+        self.bytes += body.len();
+        let mut message = Pending { body, mark, confirm: None };
+        if let Some(channel) = &self.channel {
+            match self.send(channel, &message.body).await {
+                Ok(confirm) => message.confirm = Some(confirm),
+                Err(e) => {
+                    self.window.push_back(message);
+                    return self.failed(BrokerError::from(e).into()).await;
+                }
+            }
+        }
+        self.window.push_back(message);
+        if self.channel.is_none() {
+            return self.resend().await;
+        }
+        self.settle_ready().await
+    }
+
+    /// Waits until everything is confirmed.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub async fn flush(&mut self) -> Result<(), PublishError> {
+        while !self.window.is_empty() {
+            self.settle().await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&self, channel: &Channel, body: &[u8]) -> lapin::Result<PublisherConfirm> {
+        let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        channel
+            .basic_publish(self.target.exchange.as_str().into(), "".into(), mandatory, body, self.properties.clone())
+            .await
+    }
+
+    /// Takes the confirms that are there already, without waiting.
+    async fn settle_ready(&mut self) -> Result<(), PublishError> {
+        let mut last = None;
+        let outcome = loop {
+            let Some(confirm) = self.window.front_mut().and_then(|first| first.confirm.as_mut()) else { break None };
+            match confirm.now_or_never() {
+                Some(Ok(Confirmation::Ack(None))) => last = self.taken().or(last),
+                Some(other) => break Some(other),
+                None => break None,
+            }
+        };
+        self.confirmed(last);
+        match outcome {
+            None => Ok(()),
+            Some(other) => self.failed(refusal(other)).await,
+        }
+    }
+
+    /// Waits for the first message's confirm.
+    async fn settle(&mut self) -> Result<(), PublishError> {
+        let Some(confirm) = self.window.front_mut().and_then(|first| first.confirm.as_mut()) else {
+            return self.resend().await;
+        };
+        let outcome = loop {
+            match timeout(SILENCE, &mut *confirm).await {
+                Ok(outcome) => break outcome,
+                Err(_) => self.watch.note(format!(
+                    "{}: no confirm from the broker for {} s (an alarm of its memory or disk?); waiting",
+                    self.target.exchange,
+                    SILENCE.as_secs()
+                )),
+            }
+        };
+        match outcome {
+            Ok(Confirmation::Ack(None)) => {
+                let mark = self.taken();
+                self.confirmed(mark);
+                self.settle_ready().await
+            }
+            other => self.failed(refusal(other)).await,
+        }
+    }
+
+    fn taken(&mut self) -> Option<Mark> {
+        let first = self.window.pop_front()?;
+        self.bytes -= first.body.len();
+        Some(first.mark)
+    }
+
+    fn confirmed(&mut self, mark: Option<Mark>) {
+        if let Some(mark) = mark {
+            self.refusals = 0;
+            self.backoff = Backoff::outage();
+            self.watch.confirmed(mark);
+        }
+    }
+
+    /// After a failure: everything in the window is sent again.
+    async fn failed(&mut self, e: TargetError) -> Result<(), PublishError> {
+        self.pause(e).await?;
+        self.resend().await
+    }
+
+    /// Closes the channel and waits a while; gives up if the broker keeps refusing.
+    async fn pause(&mut self, e: TargetError) -> Result<(), PublishError> {
+        if let Some(channel) = self.channel.take() {
+            // It may be gone already.
+            let _ = answered(channel.close(200, "again".into())).await;
+        }
+        for message in &mut self.window {
+            message.confirm = None;
+        }
+        let away = match &e {
+            // A connection that still stands means that only the channel was closed, for a reason.
+            TargetError::Broker(BrokerError::Amqp(_)) => !self.broker.is_connected().await,
+            TargetError::Broker(BrokerError::Timeout) => true,
+            TargetError::Broker(BrokerError::NotTaken(_)) | TargetError::Missing(_) => false,
+        };
+        if !away {
+            self.refusals += 1;
+            if self.refusals > REFUSALS {
+                return Err(PublishError::Refused(format!("{}: {e}", self.target.exchange)));
+            }
+        }
+        let pause = self.backoff.pause();
+        self.watch.note(format!("{}: {e}; trying again in {:.1} s", self.target.exchange, pause.as_secs_f64()));
+        sleep(pause).await;
+        Ok(())
+    }
+
+    /// Connects and sends everything in the window that is not on its way.
+    async fn resend(&mut self) -> Result<(), PublishError> {
+        loop {
+            match self.try_resend().await {
+                Ok(()) => return Ok(()),
+                Err(e) => self.pause(e).await?,
+            }
+        }
+    }
+
+    async fn try_resend(&mut self) -> Result<(), TargetError> {
+        let channel = self.target.prepare(&self.broker).await?;
+        for i in 0..self.window.len() {
+            let confirm = self.send(&channel, &self.window[i].body).await.map_err(BrokerError::from)?;
+            self.window[i].confirm = Some(confirm);
+        }
+        self.channel = Some(channel);
+        Ok(())
+    }
+}
+
+fn refusal(outcome: lapin::Result<Confirmation>) -> TargetError {
+    let refusal = match outcome {
+        Err(e) => e.into(),
+        Ok(Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned))) => {
+            BrokerError::NotTaken(format!("{} (no queue is bound to the exchange)", returned.reply_text))
+        }
+        Ok(other) => BrokerError::NotTaken(format!("{other:?}")),
+    };
+    refusal.into()
+}

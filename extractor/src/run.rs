@@ -1,0 +1,163 @@
+//! A run: every version's four files side by side, then the message that ends it.
+//!
+//! ```text
+//!  dump ──▶ unpack ──▶ parse ──▶ rules, normalise, hash ──▶ publish ──▶ confirm ──▶ state
+//!           └─────────── one thread per file ──────────┘   window of messages       mark of the last
+//!                                                          on the wire              confirmed record
+//! ```
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+use common::DataType;
+use common::amqp::Broker;
+use serde_json::json;
+use tokio::task::JoinSet;
+use tokio::time::{interval, timeout};
+
+use crate::file::{FileError, Shared, extract};
+use crate::message::extraction_complete;
+use crate::plan::Plan;
+use crate::progress::FileProgress;
+use crate::publish::{PublishError, Publisher, Target, Watch};
+use crate::state::{Mark, VersionState};
+use crate::summary::Summary;
+use crate::webhook;
+
+/// How often the state is saved.
+const SAVE: Duration = Duration::from_secs(1);
+/// Longest time that a run waits for its webhook at its end.
+const WEBHOOK: Duration = Duration::from_secs(30);
+
+/// How one file ended: its type, its progress, and what went wrong.
+pub type FileOutcome = (Arc<FileProgress>, Result<(), FileError>);
+
+/// What became of a version.
+pub enum Done {
+    /// It was finished by an earlier run.
+    Before,
+    /// This run worked on it.
+    Now(Summary),
+}
+
+/// Publishes one version, or what an earlier run left of it.
+///
+/// # Errors
+/// [`std::io::Error`] if the state can't be saved.
+pub async fn version(shared: &Arc<Shared>, plan: &Plan, forced: bool, hook: Option<String>) -> std::io::Result<Done> {
+    let started = Instant::now();
+    let (state, version) = (&shared.state, plan.version.as_str());
+    state.start(version, forced);
+    let open: Vec<_> = {
+        let known = state.version(version);
+        let is_open = |t: DataType| known.file(t).is_none_or(|file| !file.complete);
+        plan.inputs.iter().filter(|input| is_open(input.data_type)).cloned().collect()
+    };
+    if open.is_empty() && !(is_whole(&state.version(version)) && state.version(version).announced_at.is_none()) {
+        return Ok(Done::Before);
+    }
+    state.save()?;
+
+    let mut files = JoinSet::new();
+    let mut progress = Vec::new();
+    for input in open {
+        let size = std::fs::metadata(&input.path).map_or(0, |m| m.len());
+        let file = Arc::new(FileProgress::new(input.data_type, input.name(), size));
+        shared.progress.add(Arc::clone(&file));
+        progress.push(Arc::clone(&file));
+        let shared = Arc::clone(shared);
+        files.spawn(async move {
+            let outcome = extract(&shared, input, Arc::clone(&file)).await;
+            file.end();
+            (file, outcome)
+        });
+    }
+    let mut outcomes: Vec<FileOutcome> = Vec::new();
+    let mut save = interval(SAVE);
+    loop {
+        tokio::select! {
+            joined = files.join_next() => match joined {
+                None => break,
+                Some(Ok(done)) => {
+                    let text = match &done.1 {
+                        Ok(()) => "published to its end".to_owned(),
+                        Err(e) => format!("NOT finished: {e}"),
+                    };
+                    shared.progress.note(&format!("{}: {} {text}", done.0.data_type, done.0.name));
+                    outcomes.push(done);
+                    state.save()?;
+                }
+                Some(Err(e)) => shared.progress.note(&format!("a file's task died: {e}")),
+            },
+            _ = save.tick() => {
+                for file in progress.iter().filter(|file| !file.over.load(Relaxed)) {
+                    state.update(version, file.data_type, |state| state.mark = file.confirmed());
+                }
+                state.save()?;
+            }
+        }
+    }
+    shared.progress.tick();
+
+    let before = state.before(version);
+    let mut summary = Summary::new(plan, &state.version(version), before, &outcomes, started.elapsed());
+    if is_whole(&state.version(version)) {
+        match announce(shared, version).await {
+            Ok(()) => {
+                state.announced(version);
+                state.save()?;
+                summary.announced = true;
+                if let Some(url) = hook {
+                    let event = json!({"event": "extraction_complete", "run": summary.to_json()});
+                    let posted = timeout(WEBHOOK, webhook::post(url, event)).await;
+                    if let Err(e) = posted.unwrap_or_else(|_| Err("it did not answer in time".to_owned())) {
+                        summary.warnings.push(format!("COMPLETION_WEBHOOK_URL could not be called: {e}"));
+                    }
+                }
+            }
+            Err(e) => summary.failures.push(format!("extraction_complete is not published: {e}")),
+        }
+    }
+    Ok(Done::Now(summary))
+}
+
+/// Whether all four files are complete.
+fn is_whole(state: &VersionState) -> bool {
+    state.counts().len() == DataType::ALL.len()
+}
+
+/// Publishes `extraction_complete` to the four exchanges in order, each confirmed before the next.
+async fn announce(shared: &Arc<Shared>, version: &str) -> Result<(), FileError> {
+    let known = shared.state.version(version);
+    let body = extraction_complete(version, &known.started_at, &known.counts(), Utc::now());
+    let body = shared.compression.pack(body).map_err(|e| FileError::Read(e.into()))?;
+    let broker = Broker::new(shared.broker.clone(), "extractor");
+    let all = async {
+        for data_type in DataType::ALL {
+            let target = Target::new(&shared.broker.prefix, data_type, &shared.workers);
+            let mut publisher =
+                Publisher::new(Arc::clone(&broker), target, shared.compression, Notes(Arc::clone(shared)));
+            publisher.publish(body.clone(), Mark::default()).await?;
+            publisher.flush().await?;
+        }
+        Ok::<_, PublishError>(())
+    };
+    let announced = tokio::select! {
+        announced = all => announced.map_err(FileError::from),
+        () = shared.stop.cancelled() => Err(FileError::Interrupted),
+    };
+    broker.close().await;
+    announced
+}
+
+struct Notes(Arc<Shared>);
+
+impl Watch for Notes {
+    fn confirmed(&self, _: Mark) {}
+
+    fn note(&self, text: String) {
+        self.0.progress.note(&text);
+    }
+}

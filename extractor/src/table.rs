@@ -1,0 +1,166 @@
+//! Records out of CSV: a header row that names the fields, one of them `id`, and a row for each record.
+//!
+//! A cell is text, with these exceptions: an empty one means that the record has no such field; `\N` is null; a JSON
+//! object or array is that value; and a backslash before a JSON string stands for its text, for the rare text that would
+//! be taken for one of these.
+
+use std::borrow::Cow;
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use csv::ByteRecord;
+
+use crate::input::{Bad, Next, Place, ReadError};
+use crate::jsonl;
+use crate::node::{Node, Object, string};
+
+/// Reads the rows of one file.
+pub struct CsvReader<R> {
+    reader: csv::Reader<Limited<R>>,
+    budget: Arc<AtomicUsize>,
+    header: Vec<String>,
+    row: ByteRecord,
+    max_record: usize,
+}
+
+impl<R: Read> CsvReader<R> {
+    /// A reader; a row of more than `max_record` bytes ends it.
+    pub fn new(source: R, max_record: usize) -> Self {
+        let budget = Arc::new(AtomicUsize::new(max_record));
+        let source = Limited { inner: source, budget: Arc::clone(&budget) };
+        let reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(source);
+        CsvReader { reader, budget, header: Vec::new(), row: ByteRecord::new(), max_record }
+    }
+
+    /// Place of the first byte that is not read yet.
+    pub fn place(&self) -> Place {
+        let position = self.reader.position();
+        Place { offset: position.byte(), line: position.line() }
+    }
+
+    /// Goes on behind a row that an earlier run ended at. (A row's length is known only when it was read.)
+    ///
+    /// # Errors
+    /// [`ReadError`] if the stream ends before.
+    pub fn resume(&mut self, at: Place) -> Result<(), ReadError> {
+        self.begin()?;
+        while self.place().offset < at.offset {
+            if !self.read()? {
+                return Err(ReadError::Truncated { missing: format!("byte {}", at.offset) });
+            }
+        }
+        Ok(())
+    }
+
+    /// The next record, made into something by `make`, or a bad one, or the end.
+    ///
+    /// # Errors
+    /// [`ReadError`] if the stream fails or there is no header.
+    pub fn next<T>(&mut self, mut make: impl FnMut(Object<'_>) -> T) -> Result<Next<T>, ReadError> {
+        self.begin()?;
+        let begin = self.place();
+        if !self.read()? {
+            return Ok(Next::End);
+        }
+        if self.row.len() != self.header.len() {
+            let detail = format!("{} cells, but the header has {}", self.row.len(), self.header.len());
+            let cells: Vec<_> = self.row.iter().map(String::from_utf8_lossy).collect();
+            let excerpt = Bad::excerpt(cells.join(",").as_bytes());
+            return Ok(Next::Bad(Bad { reason: "malformed_csv", detail, excerpt, begin, end: self.place() }));
+        }
+        let mut object = Object::default();
+        let cells: Vec<Cow<'_, str>> = self.row.iter().map(String::from_utf8_lossy).collect();
+        for (name, cell) in self.header.iter().zip(&cells) {
+            if let Some(value) = value(cell) {
+                object.insert(name.as_str(), value);
+            }
+        }
+        Ok(Next::Record(make(object), begin))
+    }
+
+    fn begin(&mut self) -> Result<(), ReadError> {
+        if !self.header.is_empty() {
+            return Ok(());
+        }
+        if !self.read()? {
+            return Err(ReadError::Header("the file is empty".to_owned()));
+        }
+        let mut header: Vec<String> =
+            self.row.iter().map(|name| String::from_utf8_lossy(name).trim().to_owned()).collect();
+        if let Some(first) = header.first_mut() {
+            *first = first.trim_start_matches('\u{feff}').to_owned();
+        }
+        if !header.iter().any(|name| name == "id") {
+            return Err(ReadError::Header(format!(
+                "found {}",
+                header.join(", ").chars().take(200).collect::<String>()
+            )));
+        }
+        self.header = header;
+        Ok(())
+    }
+
+    fn read(&mut self) -> Result<bool, ReadError> {
+        // What the reader has in its own buffer counts as well, so that the bound is not exact.
+        self.budget.store(self.max_record, Ordering::Relaxed);
+        self.reader.read_byte_record(&mut self.row).map_err(|e| match e.into_kind() {
+            csv::ErrorKind::Io(e) => ReadError::Io(e),
+            other => ReadError::Header(format!("{other:?}")),
+        })
+    }
+}
+
+/// What a cell says; `None` if there is nothing.
+fn value(cell: &str) -> Option<Node<'_>> {
+    Some(match cell.as_bytes() {
+        [] => return None,
+        b"\\N" => Node::Null,
+        [b'{' | b'[', ..] => match jsonl::parse(cell) {
+            Ok(value) => value,
+            Err(_) => Node::Text(Cow::Borrowed(cell)),
+        },
+        [b'\\', b'"', ..] => match jsonl::parse(&cell[1..]) {
+            Ok(text @ Node::Text(_)) => text,
+            _ => Node::Text(Cow::Borrowed(cell)),
+        },
+        _ => Node::Text(Cow::Borrowed(cell)),
+    })
+}
+
+/// Writes a value as a cell that is read back as the same.
+pub fn cell(node: &mut Node<'_>) -> String {
+    let json = |node: &mut Node<'_>| {
+        let mut out = Vec::new();
+        node.write(&mut out);
+        String::from_utf8_lossy(&out).into_owned()
+    };
+    match node {
+        Node::Null => "\\N".to_owned(),
+        Node::Text(text) if value(text).is_some_and(|read| read == Node::Text(Cow::Borrowed(text))) => text.to_string(),
+        Node::Text(text) => {
+            let mut out = vec![b'\\'];
+            string(text, &mut out);
+            String::from_utf8_lossy(&out).into_owned()
+        }
+        other => json(other),
+    }
+}
+
+/// Ends a row that has no end: a quote that is not closed would take in the rest of the file.
+struct Limited<R> {
+    inner: R,
+    budget: Arc<AtomicUsize>,
+}
+
+impl<R: Read> Read for Limited<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.budget.load(Ordering::Relaxed);
+        if left == 0 {
+            return Err(io::Error::other("a row is too large: is a quote not closed?"));
+        }
+        let n = self.inner.read(buffer)?;
+        self.budget.store(left.saturating_sub(n), Ordering::Relaxed);
+        Ok(n)
+    }
+}
