@@ -1,4 +1,4 @@
-# Both workers: `docker build --target graphinator .` or `docker build --target tableinator .` (needs BuildKit).
+# One image each: `docker build --target graphinator .`, likewise tableinator and extractor (needs BuildKit).
 
 FROM rust:1-slim-trixie AS build
 WORKDIR /src
@@ -7,7 +7,8 @@ COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target,sharing=locked \
     cargo build --release --locked --package extractor --package graphinator --package tableinator \
-    && install -D -t /out target/release/extractor target/release/graphinator target/release/tableinator
+    && install -D -t /out target/release/extractor target/release/graphinator target/release/tableinator \
+    && mkdir /out/state
 
 FROM debian:trixie-slim AS base
 # The system's CAs, for connections with TLS.
@@ -26,5 +27,8 @@ ENTRYPOINT ["/usr/local/bin/tableinator"]
 
 FROM base AS extractor
 COPY --from=build /out/extractor /usr/local/bin/extractor
+COPY extractor/data-quality-rules.json /etc/data-quality-rules.json
+# A volume here takes over the owner.
+COPY --from=build --chown=1000:1000 /out/state /state
 EXPOSE 8000
 ENTRYPOINT ["/usr/local/bin/extractor"]

@@ -70,6 +70,7 @@ pub const COMMON: &[Variable] = &[
         "the broker's consumer_timeout in seconds; messages are handed back after half of it",
     ),
     variable("BATCH_MAX_BYTES", Value("8388608"), "bytes of message bodies in a batch; a larger message goes alone"),
+    variable("MAX_BODY_BYTES", Value("67108864"), "bytes that a packed message body may have when it is unpacked"),
     variable("WRITE_TIMEOUT", Value("60"), "seconds that one attempt to write a batch may take"),
     variable("SHUTDOWN_TIMEOUT", Value("25"), "seconds for the drain after SIGTERM or SIGINT"),
     variable(
@@ -120,6 +121,8 @@ pub struct Config {
     pub transactions: usize,
     /// Unacknowledged messages per queue.
     pub prefetch: u16,
+    /// Bytes that a packed body may have when it is unpacked.
+    pub max_body: usize,
     /// Longest time that one attempt to write may take.
     pub write_timeout: Duration,
     /// Longest time that a message is held back while the database is away.
@@ -370,6 +373,7 @@ pub fn common(env: &mut Env, batch: &BatchVariables, default_port: u16) -> Confi
         writers,
         transactions: writers * 4, // no bound; a worker that has one sets it
         prefetch: prefetch(env, batch, size, writers),
+        max_body: env.number("MAX_BODY_BYTES", 1024..=1 << 30),
         write_timeout: seconds(env, "WRITE_TIMEOUT", 1.0..=3600.0),
         hold_limit: seconds(env, "RABBITMQ_CONSUMER_TIMEOUT", 10.0..=86_400.0 * 7.0) / 2,
         shutdown_timeout: seconds(env, "SHUTDOWN_TIMEOUT", 1.0..=3600.0),

@@ -23,7 +23,7 @@ const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to";
 /// Why a message is dead-lettered.
 #[derive(Clone, Debug)]
 pub struct Reason {
-    /// Stable name: `invalid_json`, `not_an_object`, `missing_id`, `invalid_id` or `write_refused`.
+    /// Stable name: that of a [`crate::message::Reject`], or `write_refused`.
     pub reason: &'static str,
     /// The database's code, or the reason again.
     pub code: String,

@@ -1,7 +1,7 @@
 //! What both workers share: the pipeline from a RabbitMQ queue to a database, and everything around it.
 //!
-//! Read [`pipeline`] first; it is the whole flow. Then, in the order of the flow: [`amqp`] (source), [`message`]
-//! (decode), [`batch`] (batcher), [`writer`] (retry and bisect), [`sink`] (what a worker adds), [`settle`] (acks),
+//! Read [`pipeline`] first; it is the whole flow. Then, in the order of the flow: [`amqp`] (source), [`encoding`] and
+//! [`message`] (decode), [`batch`] (batcher), [`writer`] (retry and bisect), [`sink`] (what a worker adds), [`settle`] (acks),
 //! [`dead_letter`]. Around it: [`queue`] (one consumer's life), [`watch`] (is it alive?), [`worker`] (the process), [`config`], [`status`] and [`http`], [`metrics`], [`logging`].
 
 pub mod amqp;
@@ -12,6 +12,7 @@ pub mod cli;
 pub mod config;
 pub mod data_type;
 pub mod dead_letter;
+pub mod encoding;
 pub mod http;
 pub mod logging;
 pub mod message;

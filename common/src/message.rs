@@ -19,7 +19,7 @@ pub struct Reject {
 }
 
 impl Reject {
-    fn new(reason: &'static str, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(reason: &'static str, detail: impl Into<String>) -> Self {
         Reject { reason, detail: detail.into() }
     }
 }

@@ -24,6 +24,7 @@ use tracing::info;
 use crate::amqp::Source;
 use crate::batch::{Batch, Batcher, Item, Origin, Trigger};
 use crate::data_type::Topology;
+use crate::encoding;
 use crate::message::{self, Control, Message};
 use crate::metrics as names;
 use crate::queue::{End, Queue};
@@ -141,33 +142,46 @@ impl<S: Sink> Subscription<'_, S> {
             metrics::counter!(names::REDELIVERED, "data_type" => data_type.name()).increment(1);
         }
         let token = self.source.ledger.register(delivery.delivery_tag);
-        let body = delivery.data;
-        let origin = |token| Origin {
-            token,
-            redelivered: delivery.redelivered,
-            properties: delivery.properties,
-            received: chrono::Utc::now(),
+        let (body, mut properties) = (delivery.data, delivery.properties);
+        let encoding = properties.content_encoding().as_ref().map(|e| e.as_str());
+        let unpacked = encoding::unpack(&body, encoding, self.queue.config.max_body);
+        if let Ok(Some(_)) = unpacked {
+            // As it is kept from here on, and would be dead-lettered.
+            properties = properties.with_content_encoding("UTF-8".into());
+        }
+        let origin = Origin { token, redelivered: delivery.redelivered, properties, received: chrono::Utc::now() };
+        let body = match unpacked {
+            Ok(unpacked) => unpacked.unwrap_or(body),
+            Err(reject) => {
+                self.take(Item::Reject(reject, body, origin), now);
+                return Ok(());
+            }
         };
         let item = match message::decode(&body) {
             Ok(Message::Control(control)) => {
                 self.queue.status.received(data_type, false);
                 info!(data_type = data_type.name(), control = ?control, "🏁 Control message received");
-                self.control = Some((control, token, now));
+                self.control = Some((control, origin.token, now));
                 self.close(Trigger::Drain);
                 return Ok(());
             }
             Ok(Message::Data(data)) => {
                 let payload = self.queue.sink.extract(data_type, &data);
                 let (id, hash) = (data.id, data.hash);
-                Item::Record(Record { id, hash, body, payload }, origin(token))
+                Item::Record(Record { id, hash, body, payload }, origin)
             }
-            Err(reject) => Item::Reject(reject, body, origin(token)),
+            Err(reject) => Item::Reject(reject, body, origin),
         };
-        self.queue.status.received(data_type, true);
+        self.take(item, now);
+        Ok(())
+    }
+
+    /// Batch one item.
+    fn take(&mut self, item: Item<S::Payload>, now: Instant) {
+        self.queue.status.received(self.queue.data_type, true);
         if let Some(batch) = self.batcher.push(item, now) {
             self.closed(batch);
         }
-        Ok(())
     }
 
     fn close(&mut self, trigger: Trigger) {

@@ -9,7 +9,9 @@ use clap::{Args, Parser, Subcommand};
 use common::amqp::Broker;
 use common::config::{Env, help_text};
 use common::{DataType, http, metrics};
+use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -17,13 +19,13 @@ use crate::compress::Compression;
 use crate::config::{self, Config, TABLES};
 use crate::file::Shared;
 use crate::input::Format;
-use crate::plan::{Plan, Wanted, plan};
+use crate::plan::{Wanted, plan};
 use crate::progress::{self, Progress, Style};
 use crate::publish::Target;
 use crate::rules::Rules;
 use crate::run::{self, Done};
 use crate::state::State;
-use crate::{convert, generate, inspect};
+use crate::{convert, generate, inspect, webhook};
 
 const EXIT_CODES: &str = "Exit status of `run`: 0 everything is published (or was before), 1 everything but rejected \
 records, 2 could not start, 3 not finished: run it again to go on";
@@ -171,6 +173,7 @@ async fn publish(args: RunArgs) -> Result<Exit, String> {
 
     let mut exit = Exit::Complete;
     let mut prepared = false;
+    let mut calls = JoinSet::new(); // nobody waits for them before the end
     for plan in &plans {
         let known = shared.state.version(&plan.version);
         if !args.force && known.announced_at.is_some() {
@@ -181,28 +184,31 @@ async fn publish(args: RunArgs) -> Result<Exit, String> {
             prepare(&shared, Duration::from_secs(args.wait)).await?;
             prepared = true;
         }
-        let ended = version(&shared, plan, args.force, config.webhook.clone()).await?;
-        exit = exit.max(ended);
+        let cant_save = |e| format!("the state can't be saved in {}: {e}", shared.directory.display());
+        match run::version(&shared, plan, args.force).await.map_err(cant_save)? {
+            Done::Before => {
+                println!("These files of dump {} were published before; --force publishes them again.", plan.version);
+            }
+            Done::Now(summary) => {
+                print!("{}", summary.to_text());
+                exit = exit.max(match (summary.failures.is_empty(), summary.rejected()) {
+                    (false, _) => Exit::Unfinished,
+                    (true, 0) => Exit::Complete,
+                    (true, _) => Exit::Rejects,
+                });
+                if let Some(url) = config.webhook.clone().filter(|_| summary.announced) {
+                    let event = json!({"event": "extraction_complete", "run": summary.to_json()});
+                    calls.spawn(webhook::post(url, event));
+                }
+            }
+        }
+    }
+    for call in calls.join_all().await {
+        if let Err(e) = call {
+            println!("  warning: COMPLETION_WEBHOOK_URL could not be called: {e}");
+        }
     }
     Ok(exit)
-}
-
-async fn version(shared: &Arc<Shared>, plan: &Plan, force: bool, hook: Option<String>) -> Result<Exit, String> {
-    let cant_save = |e| format!("the state can't be saved in {}: {e}", shared.directory.display());
-    match run::version(shared, plan, force, hook).await.map_err(cant_save)? {
-        Done::Before => {
-            println!("The given files of dump {} were published before; --force publishes them again.", plan.version);
-            Ok(Exit::Complete)
-        }
-        Done::Now(summary) => {
-            print!("{}", summary.to_text());
-            Ok(match (summary.failures.is_empty(), summary.rejected()) {
-                (false, _) => Exit::Unfinished,
-                (true, 0) => Exit::Complete,
-                (true, _) => Exit::Rejects,
-            })
-        }
-    }
 }
 
 fn shared(args: &RunArgs, config: &Config, progress: Arc<Progress>) -> Result<Shared, String> {

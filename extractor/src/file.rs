@@ -24,7 +24,7 @@ use crate::rules::Rules;
 use crate::state::{Mark, State, fingerprint};
 
 /// Records that go from the reading thread to the publisher at a time.
-const CHUNK: usize = 32;
+pub const CHUNK: usize = 30;
 /// Bytes after which fewer go.
 const CHUNK_BYTES: usize = 64 * 1024;
 /// Chunks that may wait for the publisher.
@@ -100,11 +100,11 @@ pub async fn extract(shared: &Arc<Shared>, input: Input, progress: Arc<FileProgr
             start = file.mark;
         }
         (file.file, file.fingerprint, file.mark, file.complete) = (input.name(), fingerprint, start, false);
+        progress.begin(start); // in here, so that nobody saves another mark under this fingerprint
     });
     if start.processed > 0 {
         shared.progress.note(&format!("{data_type}: going on behind record {}", start.processed));
     }
-    progress.begin(start);
 
     let (sender, mut chunks) = mpsc::channel::<Chunk>(WAITING);
     let reader = tokio::task::spawn_blocking({
@@ -150,7 +150,7 @@ async fn finish(
     let body = file_complete(input.data_type, end.processed, &input.name(), Utc::now());
     let body = shared.compression.pack(body).map_err(ReadError::Io)?;
     let sent = async {
-        publisher.publish(body, end).await?;
+        publisher.publish([(body, end)]).await?;
         publisher.flush().await
     };
     tokio::select! {
@@ -168,10 +168,9 @@ async fn publish(
     progress: &FileProgress,
 ) -> Result<(), PublishError> {
     while let Some(chunk) = chunks.recv().await {
-        for (body, mark) in chunk {
-            progress.sent.fetch_add(body.len() as u64, Relaxed);
-            publisher.publish(body, mark).await?;
-        }
+        let bytes: usize = chunk.iter().map(|(body, _)| body.len()).sum();
+        progress.sent.fetch_add(bytes as u64, Relaxed);
+        publisher.publish(chunk).await?;
     }
     publisher.flush().await
 }

@@ -9,6 +9,7 @@ use common::amqp::{Broker, BrokerError, answered};
 use common::backoff::Backoff;
 use common::{DataType, Topology};
 use futures_util::FutureExt;
+use futures_util::future::try_join_all;
 use lapin::options::{
     BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
 };
@@ -23,6 +24,8 @@ use crate::state::Mark;
 const WINDOW: usize = 1000;
 /// Bytes of their bodies, which bounds memory when records are large.
 const WINDOW_BYTES: usize = 2 << 20;
+/// Messages that are handed to the client at a time. (Up to 30 futures are polled strictly in order.)
+const TOGETHER: usize = 30;
 /// Attempts in a row that the broker may refuse, as opposed to being away: some thirty seconds.
 const REFUSALS: u32 = 8;
 /// How long the first confirm may be missing before that is said.
@@ -153,30 +156,31 @@ impl<W: Watch> Publisher<W> {
         }
     }
 
-    /// Sends a message as soon as the window has room for it.
+    /// Sends messages, in order, as soon as the window has room for them.
     ///
     /// # Errors
     /// [`PublishError`] if the broker refuses messages; nothing behind the last confirmed mark is known to be taken.
-    pub async fn publish(&mut self, body: Vec<u8>, mark: Mark) -> Result<(), PublishError> {
-        while self.window.len() >= WINDOW || (self.bytes + body.len() > WINDOW_BYTES && !self.window.is_empty()) {
-            self.settle().await?;
-        }
-        self.bytes += body.len();
-        let mut message = Pending { body, mark, confirm: None };
-        if let Some(channel) = &self.channel {
-            match self.send(channel, &message.body).await {
-                Ok(confirm) => message.confirm = Some(confirm),
-                Err(e) => {
-                    self.window.push_back(message);
-                    return self.failed(BrokerError::from(e).into()).await;
+    pub async fn publish(&mut self, messages: impl IntoIterator<Item = (Vec<u8>, Mark)>) -> Result<(), PublishError> {
+        let messages = messages.into_iter().map(|(body, mark)| Pending { body, mark, confirm: None });
+        let mut messages: VecDeque<Pending> = messages.collect();
+        while !messages.is_empty() {
+            let first = self.window.len();
+            while let Some(message) = messages.pop_front() {
+                if !self.has_room(message.body.len()) {
+                    messages.push_front(message);
+                    break;
                 }
+                self.bytes += message.body.len();
+                self.window.push_back(message);
             }
+            self.send_from(first).await?;
+            if messages.is_empty() { self.settle_ready().await? } else { self.settle().await? }
         }
-        self.window.push_back(message);
-        if self.channel.is_none() {
-            return self.resend().await;
-        }
-        self.settle_ready().await
+        Ok(())
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        self.window.is_empty() || (self.window.len() < WINDOW && self.bytes + bytes <= WINDOW_BYTES)
     }
 
     /// Waits until everything is confirmed.
@@ -190,11 +194,30 @@ impl<W: Watch> Publisher<W> {
         Ok(())
     }
 
-    async fn send(&self, channel: &Channel, body: &[u8]) -> lapin::Result<PublisherConfirm> {
+    /// Sends the window's messages from there on.
+    async fn send_from(&mut self, first: usize) -> Result<(), PublishError> {
+        let Some(channel) = self.channel.clone() else { return self.resend().await };
+        match self.send(&channel, first).await {
+            Ok(()) => Ok(()),
+            Err(e) => self.failed(e.into()).await,
+        }
+    }
+
+    /// Several at once: each one alone would wait until the client's own thread has written it to the socket.
+    async fn send(&mut self, channel: &Channel, mut first: usize) -> Result<(), BrokerError> {
         let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        channel
-            .basic_publish(self.target.exchange.as_str().into(), "".into(), mandatory, body, self.properties.clone())
-            .await
+        while first < self.window.len() {
+            let sends = self.window.iter().skip(first).take(TOGETHER).map(|message| {
+                let exchange = self.target.exchange.as_str().into();
+                channel.basic_publish(exchange, "".into(), mandatory, &message.body, self.properties.clone())
+            });
+            let confirms = try_join_all(sends).await?;
+            for (message, confirm) in self.window.iter_mut().skip(first).zip(confirms) {
+                message.confirm = Some(confirm);
+            }
+            first += TOGETHER;
+        }
+        Ok(())
     }
 
     /// Takes the confirms that are there already, without waiting.
@@ -299,10 +322,7 @@ impl<W: Watch> Publisher<W> {
 
     async fn try_resend(&mut self) -> Result<(), TargetError> {
         let channel = self.target.prepare(&self.broker).await?;
-        for i in 0..self.window.len() {
-            let confirm = self.send(&channel, &self.window[i].body).await.map_err(BrokerError::from)?;
-            self.window[i].confirm = Some(confirm);
-        }
+        self.send(&channel, 0).await?;
         self.channel = Some(channel);
         Ok(())
     }

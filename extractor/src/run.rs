@@ -13,9 +13,8 @@ use std::time::{Duration, Instant};
 use chrono::Utc;
 use common::DataType;
 use common::amqp::Broker;
-use serde_json::json;
 use tokio::task::JoinSet;
-use tokio::time::{interval, timeout};
+use tokio::time::interval;
 
 use crate::file::{FileError, Shared, extract};
 use crate::message::extraction_complete;
@@ -24,12 +23,9 @@ use crate::progress::FileProgress;
 use crate::publish::{PublishError, Publisher, Target, Watch};
 use crate::state::{Mark, VersionState};
 use crate::summary::Summary;
-use crate::webhook;
 
 /// How often the state is saved.
 const SAVE: Duration = Duration::from_secs(1);
-/// Longest time that a run waits for its webhook at its end.
-const WEBHOOK: Duration = Duration::from_secs(30);
 
 /// How one file ended: its type, its progress, and what went wrong.
 pub type FileOutcome = (Arc<FileProgress>, Result<(), FileError>);
@@ -46,7 +42,7 @@ pub enum Done {
 ///
 /// # Errors
 /// [`std::io::Error`] if the state can't be saved.
-pub async fn version(shared: &Arc<Shared>, plan: &Plan, forced: bool, hook: Option<String>) -> std::io::Result<Done> {
+pub async fn version(shared: &Arc<Shared>, plan: &Plan, forced: bool) -> std::io::Result<Done> {
     let started = Instant::now();
     let (state, version) = (&shared.state, plan.version.as_str());
     state.start(version, forced);
@@ -65,6 +61,10 @@ pub async fn version(shared: &Arc<Shared>, plan: &Plan, forced: bool, hook: Opti
     for input in open {
         let size = std::fs::metadata(&input.path).map_or(0, |m| m.len());
         let file = Arc::new(FileProgress::new(input.data_type, input.name(), size));
+        // Until the file's own task has looked at it: the state is saved from the first moment on.
+        if let Some(known) = state.version(version).file(input.data_type) {
+            file.begin(known.mark);
+        }
         shared.progress.add(Arc::clone(&file));
         progress.push(Arc::clone(&file));
         let shared = Arc::clone(shared);
@@ -109,13 +109,6 @@ pub async fn version(shared: &Arc<Shared>, plan: &Plan, forced: bool, hook: Opti
                 state.announced(version);
                 state.save()?;
                 summary.announced = true;
-                if let Some(url) = hook {
-                    let event = json!({"event": "extraction_complete", "run": summary.to_json()});
-                    let posted = timeout(WEBHOOK, webhook::post(url, event)).await;
-                    if let Err(e) = posted.unwrap_or_else(|_| Err("it did not answer in time".to_owned())) {
-                        summary.warnings.push(format!("COMPLETION_WEBHOOK_URL could not be called: {e}"));
-                    }
-                }
             }
             Err(e) => summary.failures.push(format!("extraction_complete is not published: {e}")),
         }
@@ -139,7 +132,7 @@ async fn announce(shared: &Arc<Shared>, version: &str) -> Result<(), FileError> 
             let target = Target::new(&shared.broker.prefix, data_type, &shared.workers);
             let mut publisher =
                 Publisher::new(Arc::clone(&broker), target, shared.compression, Notes(Arc::clone(shared)));
-            publisher.publish(body.clone(), Mark::default()).await?;
+            publisher.publish([(body.clone(), Mark::default())]).await?;
             publisher.flush().await?;
         }
         Ok::<_, PublishError>(())

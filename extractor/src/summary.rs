@@ -56,15 +56,26 @@ impl Summary {
             warnings: Vec::new(),
         };
         for data_type in DataType::ALL {
-            let Some(file) = state.file(data_type) else { continue };
+            let input = plan.inputs.iter().find(|input| input.data_type == data_type);
             let worked = outcomes.iter().find(|(progress, _)| progress.data_type == data_type);
-            if let Some((progress, Err(e))) = worked {
-                summary.failures.push(format!("{}: {e} (behind record {})", progress.name, file.mark.processed));
+            let file = state.file(data_type);
+            match (input, worked) {
+                (_, Some((progress, Err(e)))) => {
+                    let processed = file.map_or(0, |file| file.mark.processed);
+                    summary.failures.push(format!("{}: {e} (behind record {processed})", progress.name));
+                }
+                (Some(input), None) if file.is_none_or(|file| !file.complete) => {
+                    summary.failures.push(format!("{}: internal error: its task died", input.name()));
+                }
+                _ => {}
             }
+            let Some(file) = file else { continue };
             let rate = worked.map(|(progress, _)| progress.rate());
             summary.rows.push(Row { data_type, mark: file.mark, complete: file.complete, rate });
         }
-        let missing: Vec<_> = DataType::ALL.iter().filter(|t| state.file(**t).is_none()).map(|t| t.name()).collect();
+        let given = |t: DataType| plan.inputs.iter().any(|input| input.data_type == t);
+        let missing = DataType::ALL.into_iter().filter(|t| state.file(*t).is_none() && !given(*t));
+        let missing: Vec<_> = missing.map(DataType::name).collect();
         if !missing.is_empty() {
             let what = "extraction_complete is only published when all four types are: the workers would take \
                         records of a missing type for vanished ones";

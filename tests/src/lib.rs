@@ -1,10 +1,14 @@
 //! What the integration tests share: real services, a private corner of them for each test, workers as processes, and
 //! the comparison of what they did with what must be.
 
+pub mod dumps;
+pub mod job;
 pub mod oracle;
+pub mod proxy;
 pub mod stage;
 pub mod states;
 
+pub use job::Job;
 pub use stage::Stage;
 /// Any error.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;

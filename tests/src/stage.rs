@@ -10,11 +10,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use common::{DataType, Topology};
-use lapin::options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions};
+use futures_util::StreamExt;
+use lapin::message::Delivery;
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection};
 use neo4rs::{Graph, query};
 use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::timeout;
 use xtask::feed;
 use xtask::process::Worker;
 use xtask::services::Services;
@@ -46,7 +51,7 @@ static COUNTER: AtomicUsize = AtomicUsize::new(0);
 /// The services, started on first use, and the workers built from the sources as they are.
 pub fn services() -> &'static Services {
     SERVICES.get_or_init(|| {
-        xtask::services::build_workers().unwrap_or_else(|e| panic!("{e}"));
+        xtask::services::build_binaries().unwrap_or_else(|e| panic!("{e}"));
         Services::up().unwrap_or_else(|e| panic!("{e}"))
     })
 }
@@ -176,14 +181,14 @@ impl Stage {
         let mut count = 0;
         for (data_type, bodies) in by_type(messages) {
             count += self.publish(data_type, bodies).await?;
-            self.publish(data_type, [xtask::sample::file_complete(data_type.name(), version, bodies.len())]).await?;
+            self.publish(data_type, [xtask::sample::file_complete(data_type, version, bodies.len())]).await?;
         }
         Ok(count)
     }
 
     /// Publishes the end of a run to all four exchanges.
     pub async fn publish_end(&self, messages: &Messages, version: &str, started_at: &str) -> Result<(), Error> {
-        let counts = by_type(messages).map(|(t, bodies)| (t.name(), bodies.len()));
+        let counts = by_type(messages).map(|(t, bodies)| (t, bodies.len()));
         for data_type in DataType::ALL {
             self.publish(data_type, [xtask::sample::extraction_complete(version, started_at, counts)]).await?;
         }
@@ -197,6 +202,30 @@ impl Stage {
         let queue = channel.queue_declare(queue.into(), passive, FieldTable::default()).await?;
         channel.close(200, "done".into()).await?;
         Ok(queue.message_count())
+    }
+
+    /// Takes everything out of a queue that nothing is published to meanwhile.
+    pub async fn drain(&self, queue: &str) -> Result<Vec<Delivery>, Error> {
+        let channel = self.connection.create_channel().await?;
+        let mut taken = Vec::new();
+        loop {
+            let ready = usize::try_from(self.ready_count(queue).await?)?;
+            if ready == 0 {
+                channel.close(200, "done".into()).await?;
+                return Ok(taken);
+            }
+            let wanted = taken.len() + ready;
+            let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+            let mut consumer = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await?;
+            while taken.len() < wanted {
+                let next = timeout(Duration::from_secs(30), consumer.next()).await?;
+                taken.push(next.ok_or("the queue is gone")??);
+            }
+            channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
+            while let Some(more) = consumer.next().await {
+                taken.push(more?);
+            }
+        }
     }
 
     /// Takes everything out of a type's dead-letter queue.
@@ -289,6 +318,22 @@ pub fn controls(worker: &Worker, data_type: DataType) -> Result<f64, Error> {
 pub async fn controlled(worker: &mut Worker, data_type: DataType, count: f64) -> Result<(), Error> {
     let done = |w: &Worker| controls(w, data_type).is_ok_and(|taken| taken >= count);
     worker.until("past the control message", Duration::from_secs(60), done).await
+}
+
+/// Waits until purges and maintenance of this run are done.
+pub async fn run_maintained(stage: &Stage, version: &str) -> Result<(), Error> {
+    let (postgres, graph) = (stage.postgres().await?, services().neo4j()?);
+    let purged = "SELECT count(*) FROM ingest_purges WHERE version = $1 AND finished_at IS NOT NULL";
+    let done = "MATCH (r:IngestRun {version: $v}) WHERE r.requested > 0 RETURN r.completed >= r.requested AS done";
+    for _ in 0..600 {
+        let purges: i64 = postgres.query_one(purged, &[&version]).await?.get(0);
+        let row = graph.execute(query(done).param("v", version)).await?.next().await?;
+        if purges == 4 && row.is_some_and(|r| r.get::<bool>("done").unwrap_or(false)) {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Err("purge or maintenance did not end within a minute".into())
 }
 
 /// Asserts what holds at the end of every test without outages: nothing came twice, nothing waits, a clean exit.

@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use common::DataType;
 use integration_tests::oracle::{self, Expected, Messages};
-use integration_tests::stage::{by_type, services, settled};
+use integration_tests::stage::{by_type, run_maintained, services, settled};
 use integration_tests::states::{self, Allowed};
 use integration_tests::{Error, Stage};
-use neo4rs::query;
 use tokio::time::{Instant, sleep};
 use xtask::process::Worker;
 use xtask::sample::{self, Sample, Spec};
@@ -86,22 +85,6 @@ async fn stop_clean(workers: (Worker, Worker)) -> Result<(), Error> {
     Ok(())
 }
 
-/// Waits until purges and maintenance of this run are done.
-async fn maintained(stage: &Stage, version: &str) -> Result<(), Error> {
-    let (postgres, graph) = (stage.postgres().await?, services().neo4j()?);
-    let purged = "SELECT count(*) FROM ingest_purges WHERE version = $1 AND finished_at IS NOT NULL";
-    let done = "MATCH (r:IngestRun {version: $v}) WHERE r.requested > 0 RETURN r.completed >= r.requested AS done";
-    for _ in 0..600 {
-        let purges: i64 = postgres.query_one(purged, &[&version]).await?.get(0);
-        let row = graph.execute(query(done).param("v", version)).await?.next().await?;
-        if purges == 4 && row.is_some_and(|r| r.get::<bool>("done").unwrap_or(false)) {
-            return Ok(());
-        }
-        sleep(Duration::from_millis(100)).await;
-    }
-    Err("purge or maintenance did not end within a minute".into())
-}
-
 fn now() -> String {
     chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Nanos, true)
 }
@@ -118,7 +101,7 @@ async fn each_month_alone() -> Result<(), Error> {
         assert_tables(&stage, &month.expected).await?;
         assert_graph(&month.expected, &Allowed::Nothing).await?;
         stage.publish_end(&month.messages, month.version, &started_at).await?;
-        maintained(&stage, month.version).await?;
+        run_maintained(&stage, month.version).await?;
         assert_tables(&stage, &month.maintained).await?;
         assert_graph(&month.maintained, &Allowed::Nothing).await?;
         assert_no_dead_letters(&stage).await?;
@@ -139,7 +122,7 @@ async fn months_one_over_the_other() -> Result<(), Error> {
         settled(&mut workers.0, count).await?;
         settled(&mut workers.1, count).await?;
         stage.publish_end(&month.messages, month.version, &started_at).await?;
-        maintained(&stage, month.version).await?;
+        run_maintained(&stage, month.version).await?;
         assert_tables(&stage, &month.maintained).await?;
         let allowed = if at == 0 { Allowed::Nothing } else { Allowed::LeftoversOfUpdates };
         assert_graph(&month.maintained, &allowed).await?;

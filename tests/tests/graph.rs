@@ -57,7 +57,7 @@ impl Feed {
     }
 
     async fn signal(&self, data_type: DataType, version: &str, started_at: &str) -> Result<(), Error> {
-        let counts = DataType::ALL.map(|t| (t.name(), 1));
+        let counts = DataType::ALL.map(|t| (t, 1));
         self.stage.publish(data_type, [sample::extraction_complete(version, started_at, counts)]).await?;
         Ok(())
     }

@@ -589,7 +589,7 @@ async fn http_and_log_speak_as_the_contract_says() -> Result<(), Error> {
     assert_eq!(health(&worker)["current_task"], "Idle - waiting for messages");
     stage.publish(DataType::Masters, records(0..7)).await?;
     stage.publish(DataType::Masters, ["{"]).await?;
-    stage.publish(DataType::Masters, [file_complete("masters", "20260101", 8)]).await?;
+    stage.publish(DataType::Masters, [file_complete(DataType::Masters, "20260101", 8)]).await?;
     settled(&mut worker, 8).await?;
     worker.until("complete", PATIENCE, |w| health(w)["completed_files"] == json!(["masters"])).await?;
     assert_health(&worker, "tableinator", [0, 0, 8, 0])?;
@@ -624,7 +624,7 @@ async fn every_metric_of_the_design_is_published() -> Result<(), Error> {
     let log = worker.log.clone();
     stage.publish(DataType::Artists, records(0..10)).await?;
     stage.publish(DataType::Artists, ["no JSON"]).await?;
-    stage.publish(DataType::Artists, [file_complete("artists", "20260101", 11)]).await?;
+    stage.publish(DataType::Artists, [file_complete(DataType::Artists, "20260101", 11)]).await?;
     settled(&mut worker, 11).await?;
 
     // A name that no index entry can hold, among four good ones: found by splitting.
@@ -754,7 +754,7 @@ async fn batches_close_on_count_bytes_control_and_signal() -> Result<(), Error> 
     assert_eq!(count(&stage, "labels").await?, 4, "the fifth waits for company");
 
     stage.publish(DataType::Masters, small(0..3)).await?;
-    stage.publish(DataType::Masters, [file_complete("masters", "20260101", 3)]).await?;
+    stage.publish(DataType::Masters, [file_complete(DataType::Masters, "20260101", 3)]).await?;
     worker.until("complete", PATIENCE, |w| health(w)["completed_files"] == json!(["masters"])).await?;
     assert_eq!(closed(&worker, "masters", "drain"), 1.0);
     assert_eq!(count(&stage, "masters").await?, 3, "a file is complete when its records are written");
@@ -965,7 +965,7 @@ async fn graphinator_lives_the_same_life() -> Result<(), Error> {
     assert_topology(&stage, "graphinator")?;
     assert_consumers(&stage, "graphinator", 1500).await?;
     assert_redeclarable(&stage, "graphinator").await?;
-    stage.publish(DataType::Artists, [file_complete("artists", "20260101", 40)]).await?;
+    stage.publish(DataType::Artists, [file_complete(DataType::Artists, "20260101", 40)]).await?;
     worker.until("complete", PATIENCE, |w| health(w)["completed_files"] == json!(["artists"])).await?;
     assert_health(&worker, "graphinator", [40, 0, 0, 0])?;
     assert_eq!(worker.get("/metrics/")?.0, 404);

@@ -222,7 +222,7 @@ impl<'a> Trial<'a> {
             self.dead.insert(message, Dead { data_type: t, culprit, body, id });
         }
         self.stage.publish(t, &bodies[before..]).await?;
-        self.stage.publish(t, [sample::file_complete(t.name(), "20260101", size)]).await?;
+        self.stage.publish(t, [sample::file_complete(t, "20260101", size)]).await?;
         of(&mut self.written, t).extend(bodies);
         *self.batches.entry(t).or_default() += 1;
         Ok(())
@@ -384,7 +384,7 @@ async fn the_last_good_version_is_written_when_newer_ones_are_refused() -> Resul
         for (at, bodies) in [&stored[..], &batch[..]].into_iter().enumerate() {
             // The other worker's queue takes them too, if it exists already: it was emptied before, or is deleted with the stage.
             stage.publish(t, bodies).await?;
-            stage.publish(t, [sample::file_complete(t.name(), "20260101", bodies.len())]).await?;
+            stage.publish(t, [sample::file_complete(t, "20260101", bodies.len())]).await?;
             controlled(&mut worker, t, (at + 1) as f64).await?;
         }
         assert_eq!(dead_bodies(&stage, name, t).await?, dead, "{name}");

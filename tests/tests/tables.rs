@@ -47,7 +47,7 @@ impl Fed {
 
     /// Writes bodies as one batch.
     async fn batch<B: AsRef<[u8]>>(&mut self, t: DataType, bodies: &[B]) -> Result<(), Error> {
-        self.send(t, bodies, &sample::file_complete(t.name(), "20260101", bodies.len())).await
+        self.send(t, bodies, &sample::file_complete(t, "20260101", bodies.len())).await
     }
 
     /// Ends a run for one type, and waits for what that asked for.

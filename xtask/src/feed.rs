@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use extractor::compress::Compression;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
 
@@ -12,10 +13,7 @@ const WINDOW: usize = 2000;
 
 /// AMQP properties of every message (contract §2.1).
 pub fn properties() -> BasicProperties {
-    BasicProperties::default()
-        .with_content_type("application/json".into())
-        .with_content_encoding("UTF-8".into())
-        .with_delivery_mode(2)
+    extractor::publish::properties(Compression::None)
 }
 
 /// Publishes bodies in order and returns when all are confirmed.

@@ -1,9 +1,11 @@
 //! The task runner's parts, which the integration tests use too.
 
+pub mod bench;
 pub mod demo;
 pub mod feed;
 pub mod process;
 pub mod reference;
+pub mod report;
 pub mod sample;
 pub mod services;
 

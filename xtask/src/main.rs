@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{Error, demo, reference, services};
+use xtask::{Error, bench, demo, reference, services};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's day-to-day commands")]
@@ -14,7 +14,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Start the services, feed a sample, run both workers, show what they made of it
+    /// Load generated or real dumps by the whole chain, and show what came of it
     Demo(demo::Options),
     /// Run all tests, against real services
     Test {
@@ -22,6 +22,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Measure the extractor against reading alone and publishing alone
+    Bench(bench::Options),
     /// Generate docs/configuration.md from the code
     Docs,
     /// Install what is missing and start the private RabbitMQ, PostgreSQL and Neo4j
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
     let done = match Args::parse().command {
         Task::Demo(options) => demo::run(options),
         Task::Test { args } => test(&args),
+        Task::Bench(options) => bench::run(&options),
         Task::Docs => reference::write(),
         Task::Up => services(&["up"]),
         Task::Down => services(&["down"]),

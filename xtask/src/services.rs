@@ -29,13 +29,13 @@ pub fn cargo(args: &[&str]) -> Command {
     command
 }
 
-/// Builds both workers, with the features that the whole workspace has, so that nothing is compiled twice.
+/// Builds workers and extractor, with the features that the whole workspace has, so that nothing is compiled twice.
 ///
 /// # Errors
 /// If they don't compile.
-pub fn build_workers() -> Result<(), Error> {
+pub fn build_binaries() -> Result<(), Error> {
     let status = cargo(&["build", "--quiet", "--workspace", "--bins"]).status()?;
-    status.success().then_some(()).ok_or_else(|| "the workers don't build".into())
+    status.success().then_some(()).ok_or_else(|| "workers and extractor don't build".into())
 }
 
 /// Runs `scripts/services` with these arguments and returns what it printed.

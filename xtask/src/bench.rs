@@ -1,0 +1,218 @@
+//! `cargo xtask bench`: how fast the extractor is, against reading alone and publishing alone of the same bytes, in the
+//! same run. Times vary with the machine and its neighbours; the ratio within a run is what counts.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use common::amqp::{Broker, declare};
+use common::config::Env;
+use common::{DataType, Topology};
+use extractor::compress::Compression;
+use extractor::file::{CHUNK, Shared, extract};
+use extractor::generate::{self, Kind, Spec};
+use extractor::input::{Input, Next, Records};
+use extractor::message::{Encoder, Outcome};
+use extractor::progress::{FileProgress, Progress, Style};
+use extractor::publish::{Publisher, Target, Watch};
+use extractor::state::{Mark, State};
+use flate2::write::GzEncoder;
+use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions, QueuePurgeOptions};
+use tokio_util::sync::CancellationToken;
+
+use crate::Error;
+use crate::demo::step;
+use crate::services::{Services, root};
+
+/// What to measure.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Releases in the generated dump; there are twice as many artists
+    #[arg(long, default_value_t = 20_000)]
+    releases: usize,
+    /// Rounds; the medians are told
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+}
+
+/// Prefix of the exchanges and queues.
+const PREFIX: &str = "bench-extract";
+/// Every message is copied for each of them, as it is in use.
+const WORKERS: [&str; 2] = ["graphinator", "tableinator"];
+
+/// Runs the measurement.
+///
+/// # Errors
+/// Whatever went wrong.
+pub fn run(options: &Options) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(bench(options))
+}
+
+async fn bench(options: &Options) -> Result<(), Error> {
+    let services = Services::up()?;
+    let directory = root().join("target/bench");
+    std::fs::create_dir_all(&directory)?;
+    let env = services.0.clone().into_iter().chain([("DISCOGS_EXCHANGE_PREFIX".to_owned(), PREFIX.to_owned())]);
+    let (config, _) = extractor::config::read(Env::from_values(&extractor::config::TABLES, env))?;
+    println!("records/s, median of {} rounds (all rounds: lowest to highest)", options.rounds);
+    for (kind, data_type, records) in [
+        (Kind::Releases, DataType::Releases, options.releases * 100 / 56),
+        (Kind::Artists, DataType::Artists, options.releases * 200 / 29),
+    ] {
+        let input = input(&directory, kind, data_type, records)?;
+        let bodies = bodies(&input)?;
+        let bytes: usize = bodies.iter().map(Vec::len).sum();
+        step(&format!("{} {data_type}, {} bytes of JSON each", bodies.len(), bytes / bodies.len().max(1)));
+        let queues = Queues::declare(&services, data_type).await?;
+        let mut rates = [Vec::new(), Vec::new(), Vec::new()];
+        for _ in 0..options.rounds {
+            let started = Instant::now();
+            let read = tokio::task::block_in_place(|| read(&input))?;
+            rates[0].push(read as f64 / started.elapsed().as_secs_f64());
+            let started = Instant::now();
+            publish(&config.broker, data_type, &bodies).await?;
+            rates[1].push(bodies.len() as f64 / started.elapsed().as_secs_f64());
+            queues.purge().await?;
+            let started = Instant::now();
+            whole(&config.broker, &directory, &input).await?;
+            rates[2].push(bodies.len() as f64 / started.elapsed().as_secs_f64());
+            queues.purge().await?;
+        }
+        queues.delete().await?;
+        let [read, published, whole] = rates.map(spread);
+        for (what, (median, lowest, highest)) in [
+            ("dump to messages, not published", read),
+            ("those messages published, from memory", published),
+            ("dump to broker", whole),
+        ] {
+            println!("   {what:<40}{median:>9.0}   ({lowest:.0} to {highest:.0})");
+        }
+        println!("   dump to broker, against the slower of the two: {:.2}", whole.0 / read.0.min(published.0));
+    }
+    Ok(())
+}
+
+fn input(directory: &Path, kind: Kind, data_type: DataType, records: usize) -> Result<Input, Error> {
+    let path = directory.join(format!("discogs_20260101_{data_type}.xml.gz"));
+    let spec = Spec { seed: 1, records, month: 1, changed: 0.0, removed: 0.0 };
+    let mut out = GzEncoder::new(std::fs::File::create(&path)?, flate2::Compression::default());
+    generate::write(&spec, kind, &mut out)?;
+    out.finish()?;
+    Ok(Input { path, data_type, version: "20260101".to_owned() })
+}
+
+/// Reads the file as the extractor does, and forgets the messages.
+fn read(input: &Input) -> Result<usize, Error> {
+    let mut count = 0;
+    each(input, |_| count += 1)?;
+    Ok(count)
+}
+
+fn bodies(input: &Input) -> Result<Vec<Vec<u8>>, Error> {
+    let mut bodies = Vec::new();
+    each(input, |body| bodies.push(body))?;
+    Ok(bodies)
+}
+
+fn each(input: &Input, mut take: impl FnMut(Vec<u8>)) -> Result<(), Error> {
+    let mut records = Records::open(input, None, Arc::default())?;
+    let mut encoder = Encoder::new(input.data_type, None);
+    loop {
+        match records.next(|record| encoder.encode(record))? {
+            Next::Record(Outcome::Message(body), _) => take(body),
+            Next::End => return Ok(()),
+            other => return Err(format!("not a message: {other:?}").into()),
+        }
+    }
+}
+
+struct Silent;
+
+impl Watch for Silent {
+    fn confirmed(&self, _: Mark) {}
+
+    fn note(&self, text: String) {
+        eprintln!("{text}");
+    }
+}
+
+async fn publish(broker: &common::config::BrokerConfig, data_type: DataType, bodies: &[Vec<u8>]) -> Result<(), Error> {
+    let connection = Broker::new(broker.clone(), "bench");
+    let target = Target::new(PREFIX, data_type, &WORKERS.map(str::to_owned));
+    let mut publisher = Publisher::new(Arc::clone(&connection), target, Compression::None, Silent);
+    for chunk in bodies.chunks(CHUNK) {
+        publisher.publish(chunk.iter().map(|body| (body.clone(), Mark::default()))).await?;
+    }
+    publisher.flush().await?;
+    connection.close().await;
+    Ok(())
+}
+
+/// The extractor's own way of one file, state and all.
+async fn whole(broker: &common::config::BrokerConfig, directory: &Path, input: &Input) -> Result<(), Error> {
+    let state = directory.join("state");
+    if state.exists() {
+        std::fs::remove_dir_all(&state)?;
+    }
+    let shared = Arc::new(Shared {
+        broker: broker.clone(),
+        workers: WORKERS.map(str::to_owned).to_vec(),
+        compression: Compression::None,
+        rules: None,
+        format: None,
+        verify: false,
+        max_rejects: 0,
+        state: State::open(&state)?,
+        directory: state,
+        progress: Progress::new(Style::None),
+        stop: CancellationToken::new(),
+    });
+    let progress = Arc::new(FileProgress::new(input.data_type, input.name(), 0));
+    Ok(extract(&shared, input.clone(), progress).await?)
+}
+
+/// The queues that the messages go to.
+struct Queues {
+    channel: lapin::Channel,
+    topologies: Vec<Topology>,
+}
+
+impl Queues {
+    async fn declare(services: &Services, data_type: DataType) -> Result<Self, Error> {
+        let channel = services.broker().await?.create_channel().await?;
+        let topologies = WORKERS.map(|worker| Topology::new(PREFIX, worker, data_type)).to_vec();
+        for topology in &topologies {
+            declare(&channel, topology).await?;
+        }
+        let queues = Queues { channel, topologies };
+        queues.purge().await?;
+        Ok(queues)
+    }
+
+    async fn purge(&self) -> Result<(), Error> {
+        for topology in &self.topologies {
+            self.channel.queue_purge(topology.queue.as_str().into(), QueuePurgeOptions::default()).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete(&self) -> Result<(), Error> {
+        for t in &self.topologies {
+            for queue in [&t.queue, &t.dead_letter_queue] {
+                self.channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await?;
+            }
+            for exchange in [&t.dead_letter_exchange, &t.data_exchange] {
+                self.channel.exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default()).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Median, lowest and highest.
+fn spread(mut rates: Vec<f64>) -> (f64, f64, f64) {
+    rates.sort_by(f64::total_cmp);
+    let at = |i: usize| rates.get(i).copied().unwrap_or_default();
+    (at(rates.len() / 2), at(0), at(rates.len().saturating_sub(1)))
+}
