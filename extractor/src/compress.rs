@@ -42,3 +42,26 @@ impl Compression {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn what_is_packed_can_be_unpacked() {
+        for body in [b"".to_vec(), b"{\"id\":\"1\"}".to_vec(), "é{}".repeat(100_000).into_bytes()] {
+            let mut unpacked = Vec::new();
+            let packed = Compression::Gzip.pack(body.clone()).unwrap();
+            flate2::read::GzDecoder::new(packed.as_slice()).read_to_end(&mut unpacked).unwrap();
+            assert_eq!(unpacked, body);
+            assert!(packed.len() < body.len() / 10 + 50);
+            let packed = Compression::Zstd.pack(body.clone()).unwrap();
+            assert_eq!(zstd::decode_all(packed.as_slice()).unwrap(), body);
+            assert!(packed.len() < body.len() / 10 + 50);
+            assert_eq!(Compression::None.pack(body.clone()).unwrap(), body);
+        }
+        let encodings = [Compression::None, Compression::Gzip, Compression::Zstd].map(Compression::content_encoding);
+        assert_eq!(encodings, ["UTF-8", "gzip", "zstd"]);
+    }
+}

@@ -50,9 +50,12 @@ pub struct Bad {
 }
 
 impl Bad {
+    /// Bytes of a record that are shown.
+    pub const EXCERPT: usize = 500;
+
     /// The first bytes of a record, as text.
     pub fn excerpt(bytes: &[u8]) -> String {
-        String::from_utf8_lossy(&bytes[..bytes.len().min(500)]).into_owned()
+        String::from_utf8_lossy(&bytes[..bytes.len().min(Bad::EXCERPT)]).into_owned()
     }
 }
 
@@ -232,5 +235,108 @@ impl Read for Counted {
         let n = self.inner.read(buffer)?;
         self.read.fetch_add(n as u64, Ordering::Relaxed);
         Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Folder, Trickle, json};
+    use std::io::Write;
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        out.write_all(bytes).unwrap();
+        out.finish().unwrap()
+    }
+
+    /// What comes of a file with this name and these bytes.
+    fn whole(name: &str, bytes: &[u8], format: Option<Format>) -> (Vec<String>, Result<(), String>) {
+        let folder = Folder::new();
+        let read = Arc::default();
+        let input = folder.input(name, DataType::Labels, bytes);
+        let mut records = match Records::open(&input, format, Arc::clone(&read)) {
+            Ok(records) => records,
+            Err(e) => return (Vec::new(), Err(e.to_string())),
+        };
+        let mut all = Vec::new();
+        loop {
+            match records.next(json) {
+                Ok(Next::Record(json, _)) => all.push(json),
+                Ok(Next::Bad(bad)) => all.push(bad.reason.to_owned()),
+                Ok(Next::End) => {
+                    assert_eq!(read.load(Ordering::Relaxed), bytes.len() as u64);
+                    return (all, Ok(()));
+                }
+                Err(e) => return (all, Err(e.to_string())),
+            }
+        }
+    }
+
+    #[test]
+    fn packing_and_format_are_told_from_the_first_bytes() {
+        let xml = "<labels>\n<label><id>1</id></label>\n</labels>\n";
+        for plain in [xml, "{\"id\":\"1\"}\n", "id\n1\n", "\n \u{feff} <labels>\n<label><id>1</id></label></labels>"] {
+            for bytes in [plain.into(), gzip(plain.as_bytes()), zstd::encode_all(plain.as_bytes(), 1).unwrap()] {
+                assert_eq!(whole("x.txt", &bytes, None), (vec![r#"{"id":"1"}"#.to_owned()], Ok(())), "{plain}");
+            }
+        }
+        // The parts of a file may be packed one by one.
+        let parts = [gzip(&xml.as_bytes()[..20]), gzip(&xml.as_bytes()[20..])].concat();
+        assert_eq!(whole("x", &parts, None), (vec![r#"{"id":"1"}"#.to_owned()], Ok(())));
+        assert_eq!(whole("x", b"\n{\"id\":\"1\"}", Some(Format::Jsonl)).0, [r#"{"id":"1"}"#]);
+        assert!(whole("x", b"{\"id\":\"1\"}", Some(Format::Xml)).1.is_err());
+    }
+
+    #[test]
+    fn a_packed_file_that_is_damaged_gives_what_is_before_and_an_error() {
+        let random: String = (0..20_000).map(|i: u64| format!("{:x}", i.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
+        let xml = format!("<labels>\n<label><id>1</id></label>\n<label><id>2</id><a>{random}</a></label>\n</labels>\n");
+        let packed = gzip(xml.as_bytes());
+        let mut wrong = packed.clone();
+        let at = wrong.len() - 6; // the checksum
+        wrong[at] ^= 1;
+        let zst = zstd::encode_all(xml.as_bytes(), 1).unwrap();
+        for (bytes, records) in [
+            (&packed[..packed.len() / 2], 1),
+            (&packed[..packed.len() - 1], 2),
+            (&wrong, 2),
+            (&zst[..zst.len() / 2], 1),
+            (&packed[..12], 0),
+        ] {
+            let (all, end) = whole("x", bytes, None);
+            assert_eq!(all.len(), records);
+            assert!(end.is_err_and(|e| e.contains("damaged or cut off") || e.contains("cut off")));
+        }
+        for bytes in [b"".as_slice(), &packed[..1], b"\x1f\x8b"] {
+            assert!(whole("x", bytes, None).1.is_err());
+        }
+    }
+
+    #[test]
+    fn reading_goes_on_at_a_place_in_each_format() {
+        let csv = "id,a\n1,x\n2,y\n3,z\n";
+        let jsonl = "{\"id\":\"1\"}\n{\"id\":\"2\"}\n{\"id\":\"3\"}\n";
+        let xml =
+            "<labels>\n<label><id>1</id></label>\n<label><id>2</id></label>\n<label><id>3</id></label>\n</labels>\n";
+        for text in [csv, jsonl, xml] {
+            let open = || {
+                let source = Trickle { bytes: text.as_bytes(), step: 9, fails: false };
+                Records::from_reader(Box::new(source), DataType::Labels, None).unwrap()
+            };
+            let mut records = open();
+            assert!(matches!(records.next(|_| ()), Ok(Next::Record(..))));
+            let mut resumed = open();
+            resumed.resume(records.place()).unwrap();
+            assert_eq!(resumed.place(), records.place());
+            for _ in 0..2 {
+                let next = |records: &mut Records| match records.next(json) {
+                    Ok(Next::Record(json, begin)) => (json, begin),
+                    other => panic!("{other:?}"),
+                };
+                assert_eq!(next(&mut resumed), next(&mut records));
+            }
+            assert!(matches!((resumed.next(|_| ()), records.next(|_| ())), (Ok(Next::End), Ok(Next::End))));
+        }
     }
 }

@@ -252,3 +252,124 @@ impl Sizes {
         0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Folder, long, real_files};
+
+    fn inspected(data_type: DataType, records: &str) -> (Report, String) {
+        let folder = Folder::new();
+        let input = folder.input("x.xml", data_type, format!("<{data_type}>\n{records}\n</{data_type}>\n"));
+        let (report, ended) = inspect(&input);
+        assert_eq!(ended, Ok(()));
+        let text = report.to_text(&input);
+        (report, text)
+    }
+
+    #[test]
+    fn oddities_are_counted() {
+        for (data_type, record, oddities) in [
+            (DataType::Artists, "<artist><id>1</id><name>x</name></artist>".to_owned(), vec![]),
+            (DataType::Artists, "<artist><id>1</id></artist>".to_owned(), vec!["no name or title"]),
+            (DataType::Artists, "<artist><id>x</id><name>\u{a0}</name></artist>".to_owned(), vec!["no name or title", "id is no number"]),
+            (DataType::Artists, "<artist><id>0</id><name>x</name></artist>".to_owned(), vec![]),
+            (
+                DataType::Artists,
+                "<artist><id>1</id><name>x\0\u{7}</name></artist>\n<artist><id>1</id><name>&#0;\u{7}</name></artist>".to_owned(),
+                vec!["NUL character", "U+FFFD (undecodable bytes?)", "control character", "id not above the one before"],
+            ),
+            (
+                DataType::Artists,
+                format!("<artist><id>1</id><name>{}</name></artist>", long(INDEXED + 1)),
+                vec!["name or title longer than an index takes"],
+            ),
+            (DataType::Artists, format!("<artist><id>1</id><name>{}</name></artist>", long(INDEXED)), vec![]),
+            (DataType::Artists, "<artist><name>x</name></artist>".to_owned(), vec!["missing_id"]),
+            (DataType::Artists, "<artist><id>1</name></artist>".to_owned(), vec!["malformed_xml"]),
+            (
+                DataType::Artists,
+                "<artist><id>1</id><name>x</name><images/><members><name id=\"0\"/><name>y</name><name/></members></artist>".to_owned(),
+                vec!["layout before 2025: images", "reference to id 0", "reference that is no number", "empty item in a list"],
+            ),
+            (
+                DataType::Labels,
+                "<label><id>1</id><name>x</name><sublabels><label>y</label><label/></sublabels></label>".to_owned(),
+                vec!["reference that is no number", "empty item in a list"],
+            ),
+            (
+                DataType::Releases,
+                "<release id=\"1\" status=\"x\"><title>x</title><master_id>0</master_id><labels><label name=\"y\" catno=\"z\"/></labels>\
+                 <extraartists><artist><name>n</name><role>r</role></artist></extraartists></release>"
+                    .to_owned(),
+                vec!["layout before 2026: attribute status", "master_id is 0", "credit or label without id", "credit or label without id"],
+            ),
+        ] {
+            let (report, text) = inspected(data_type, &record);
+            for what in &oddities {
+                let count = oddities.iter().filter(|other| other == &what).count() as u64;
+                assert_eq!(report.count(what), count, "{what} in {record}");
+                assert!(text.contains(what), "{text}");
+            }
+            let total: u64 = report.oddities.values().map(|(count, _)| count).sum();
+            assert_eq!(total, oddities.len() as u64, "{record}: {:?}", report.oddities);
+        }
+    }
+
+    #[test]
+    fn counts_fields_and_sizes_are_told() {
+        let records = format!(
+            "<label><id>1</id><name>x</name></label>\n<label><id>2</id><name>x</name><profile>{}</profile></label>\n<label><id>3</id></label>",
+            long(5000)
+        );
+        let (report, text) = inspected(DataType::Labels, &records);
+        assert_eq!((report.records, report.largest.1.as_str()), (3, "2"));
+        assert!((5000..5200).contains(&report.bytes), "{}", report.bytes);
+        for part in [
+            "x.xml: 3 labels",
+            "the largest is 2 with 50",
+            "id                       100.0 %",
+            "name                      66.7 %",
+            "profile                   33.3 %",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        // Three examples at most.
+        let (_, text) =
+            inspected(DataType::Labels, &(1..=9).map(|id| format!("<label><id>{id}</id></label>")).collect::<String>());
+        assert!(text.contains("9   1, 2, 3\n"), "{text}");
+    }
+
+    #[test]
+    fn a_file_that_is_cut_off_says_how_far_it_came() {
+        let folder = Folder::new();
+        let input = folder.input("x.xml", DataType::Labels, "<labels>\n<label><id>1</id></label>\n<label><id>");
+        let (report, ended) = inspect(&input);
+        assert_eq!(report.records, 1);
+        assert!(ended.is_err_and(|e| e.contains("cut off")));
+    }
+
+    #[test]
+    fn a_quantile_is_a_size_that_so_many_do_not_exceed() {
+        let mut sizes = Sizes::default();
+        assert_eq!(sizes.quantile(0.5), 0);
+        (1..=1000).for_each(|size| sizes.add(size));
+        for (share, exact) in [(0.001, 1), (0.1, 100), (0.5, 500), (0.99, 990), (1.0, 1000)] {
+            let size = sizes.quantile(share);
+            assert!(size >= exact && size as f64 <= exact as f64 * 1.13, "{share}: {size}");
+        }
+    }
+
+    #[test]
+    fn real_files_have_the_oddities_that_they_are_known_for() {
+        for file in real_files("real_files_have_the_oddities_that_they_are_known_for") {
+            let input = Input { path: file.path, data_type: file.data_type, version: file.month.to_owned() };
+            let (report, ended) = inspect(&input);
+            assert_eq!(ended, Ok(()));
+            assert_eq!(report.records as usize, file.messages.split_inclusive(|b| *b == b'\n').count());
+            if (file.data_type, file.month) == (DataType::Labels, "20260401") {
+                assert!(report.count("empty item in a list") > 0 && report.count("missing_id") == 0);
+            }
+        }
+    }
+}

@@ -55,14 +55,15 @@ impl<R: Read> JsonlReader<R> {
                 return Ok(Next::End);
             }
             self.place.offset += read as u64;
-            if read > self.max_record {
+            let too_large = read > self.max_record && !self.line.ends_with(b"\n");
+            if too_large {
                 self.place.offset += self.source.skip_until(b'\n')? as u64;
             }
             self.place.line += 1;
             let bad = |reason, detail: String, line: &[u8], end| {
                 Ok(Next::Bad(Bad { reason, detail, excerpt: Bad::excerpt(line), begin, end }))
             };
-            if read > self.max_record {
+            if too_large {
                 let detail = format!("it has more than {} bytes", self.max_record);
                 return bad("record_too_large", detail, &self.line, self.place);
             }
@@ -113,4 +114,128 @@ fn node(raw: &RawValue, depth: usize) -> Result<Node<'_>, String> {
         Some(b'n') => Node::Null,
         _ => Node::Literal(Cow::Borrowed(text)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Trickle, json};
+
+    const MAX: usize = 100;
+
+    fn read<R: Read>(reader: &mut JsonlReader<R>) -> Vec<(String, Place, Place)> {
+        let mut all = Vec::new();
+        loop {
+            match reader.next(json).unwrap() {
+                Next::Record(json, begin) => all.push((json, begin, reader.place())),
+                Next::Bad(bad) => {
+                    assert_eq!(bad.end, reader.place());
+                    all.push((format!("{}: {}", bad.reason, bad.detail), bad.begin, bad.end));
+                }
+                Next::End => return all,
+            }
+        }
+    }
+
+    /// What comes of a file, however it comes and wherever reading goes on.
+    fn whole(text: impl AsRef<[u8]>) -> Vec<String> {
+        let bytes = text.as_ref();
+        let reader = |step| JsonlReader::new(Trickle { bytes, step, fails: false }, MAX);
+        let all = read(&mut reader(usize::MAX));
+        for step in [1, 7] {
+            assert_eq!(read(&mut reader(step)), all);
+        }
+        for (i, (_, begin, after)) in all.iter().enumerate() {
+            for place in [begin, after] {
+                let lines = bytes[..place.offset as usize].split_inclusive(|b| *b == b'\n').count() as u64;
+                assert_eq!(place.line, lines + 1, "{all:?}");
+            }
+            let mut resumed = reader(10);
+            resumed.resume(*after).unwrap();
+            assert_eq!(read(&mut resumed), all[i + 1..]);
+        }
+        all.into_iter().map(|(text, ..)| text).collect()
+    }
+
+    #[test]
+    fn values_are_kept_as_they_are() {
+        for (line, json) in [
+            (
+                r#" { "b" : 1.50 , "a" : [ 1e5, -0, 12345678901234567890123, true, null ] } "#,
+                r#"{"a":[1e5,-0,12345678901234567890123,true,null],"b":1.50}"#,
+            ),
+            (r#"{"id":"1","id":2,"id":"3","x":{"y":1,"y":null}}"#, r#"{"id":"3","x":{"y":null}}"#),
+            (r#"{"\u0061":"\u00e9\ud83d\ude00\n\/\u0000"}"#, "{\"a\":\"\u{e9}\u{1f600}\\n/\\u0000\"}"),
+            (r#"{}"#, "{}"),
+        ] {
+            assert_eq!(whole(line), [json], "{line}");
+        }
+    }
+
+    #[test]
+    fn a_bad_line_takes_no_other_along() {
+        let deep = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        for (line, fault) in [
+            ("garbage", "malformed_json: expected value"),
+            (r#"{"id":"9""#, "malformed_json: EOF"),
+            (r#"{"id":"9"}}"#, "malformed_json: trailing"),
+            (r#"{"id":"\ud800"}"#, "malformed_json: "),
+            ("{\"id\":\"\u{1}\"}", "malformed_json: control character"),
+            (r#"[{"id":"9"}]"#, "malformed_json: the line is no JSON object"),
+            ("5", "malformed_json: the line is no JSON object"),
+            ("null", "malformed_json: the line is no JSON object"),
+            ("\u{feff}{}", "malformed_json: expected value"),
+            (r#"{"x":NaN}"#, "malformed_json: expected value"),
+        ] {
+            let (one, two) = (r#"{"id":"1"}"#, r#"{"id":"2"}"#);
+            for (lines, at) in [([line, one, two], 0), ([one, line, two], 1), ([one, two, line], 2)] {
+                if at == 0 && line.starts_with('\u{feff}') {
+                    continue;
+                }
+                for end in ["\n", "\r\n", "\n\n \n"] {
+                    for text in [lines.join(end) + end, lines.join(end)] {
+                        let mut all = whole(&text);
+                        assert!(all.remove(at).starts_with(fault), "{text}");
+                        assert_eq!(all, [one, two], "{text}");
+                    }
+                }
+            }
+        }
+        assert_eq!(whole(b"{\"id\":\"\xff\"}\n{}\n")[1], "{}");
+        assert!(parse(&deep(MAX_DEPTH)).is_ok());
+        assert!(parse(&deep(MAX_DEPTH + 1)).unwrap_err().contains("nested"));
+        assert!(parse(&deep(10_000)).is_err());
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_skipped() {
+        assert_eq!(whole("\u{feff}{\"id\":\"1\"}\n{\"id\":\"2\"}"), [r#"{"id":"1"}"#, r#"{"id":"2"}"#]);
+        assert_eq!(whole("\u{feff}"), [""; 0]);
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_bad_and_the_rest_comes() {
+        let of = |length: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(length - 8));
+        for (length, good) in [(MAX - 1, true), (MAX, true), (MAX + 1, false), (3 * MAX, false), (200_000, false)] {
+            for end in ["\n{\"id\":\"2\"}\n{}", "\n", ""] {
+                let all = whole(of(length) + end);
+                assert_eq!(all[0] == of(length), good, "{length}");
+                assert!(good || all[0].starts_with("record_too_large: it has more than 100 bytes"));
+                assert_eq!(all.len(), if end.len() > 1 { 3 } else { 1 }, "{length} {end:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_place_behind_the_end_is_no_place_to_go_on_from() {
+        let mut reader = JsonlReader::new(b"{}\n".as_slice(), MAX);
+        assert!(reader.resume(Place { offset: 4, line: 2 }).is_err());
+    }
+
+    #[test]
+    fn an_error_comes_after_what_was_before_it() {
+        let mut reader = JsonlReader::new(Trickle { bytes: b"{}\n{\"id\":", step: 5, fails: true }, MAX);
+        assert!(matches!(reader.next(json), Ok(Next::Record(..))));
+        assert!(reader.next(json).is_err_and(|e| e.to_string().contains("the device is gone")));
+    }
 }

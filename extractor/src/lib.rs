@@ -28,5 +28,7 @@ pub mod run;
 pub mod state;
 pub mod summary;
 pub mod table;
+#[cfg(test)]
+mod testing;
 pub mod webhook;
 pub mod xml;

@@ -68,6 +68,10 @@ impl Encoder {
     /// # Errors
     /// What became of it instead.
     pub fn canonical<'a>(&self, mut record: Object<'a>) -> Result<Canonical<'a>, Outcome> {
+        if self.rules.as_ref().is_some_and(|rules| !rules.apply(self.data_type, &mut record)) {
+            return Err(Outcome::Skipped);
+        }
+        let mut record = normalize(self.data_type, record);
         let hash = record.remove("sha256").and_then(|hash| hash.text().filter(|h| !h.is_empty()).map(str::to_owned));
         match record.get("type").and_then(Node::text) {
             Some("data") => drop(record.remove("type")),
@@ -78,10 +82,6 @@ impl Encoder {
             }
             _ => {}
         }
-        if self.rules.as_ref().is_some_and(|rules| !rules.apply(self.data_type, &mut record)) {
-            return Err(Outcome::Skipped);
-        }
-        let mut record = normalize(self.data_type, record);
         if record.get("id").is_none()
             && let Some(id) = record.remove("@id")
         {
@@ -186,3 +186,6 @@ fn json(message: &impl Serialize) -> Vec<u8> {
     // Strings and numbers only: nothing that could fail.
     serde_json::to_vec(message).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

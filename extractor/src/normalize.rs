@@ -114,3 +114,121 @@ fn strip(object: Object<'_>) -> Object<'_> {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jsonl;
+    use crate::testing::{json, real_files};
+
+    fn normal(data_type: DataType, text: &str) -> String {
+        let Node::Object(record) = jsonl::parse(text).unwrap() else { panic!("{text}") };
+        json(normalize(data_type, record))
+    }
+
+    #[test]
+    fn item_lists_are_lists_of_objects() {
+        // In each type's lists, with the key that their items have in the XML.
+        for (data_type, field, key) in [
+            (DataType::Artists, "members", "name"),
+            (DataType::Artists, "groups", "name"),
+            (DataType::Artists, "aliases", "name"),
+            (DataType::Labels, "sublabels", "label"),
+            (DataType::Masters, "artists", "artist"),
+            (DataType::Releases, "artists", "artist"),
+            (DataType::Releases, "labels", "label"),
+            (DataType::Releases, "extraartists", "artist"),
+        ] {
+            for (container, expected) in [
+                ("null", ""),
+                ("[]", ""),
+                ("{}", ""),
+                (r#"{"other":"x"}"#, ""),
+                (r#"{"K":null}"#, ""),
+                (r#"{"K":[]}"#, ""),
+                (r##"{"K":{"@id":"1","#text":"A"}}"##, r#"[{"id":"1","name":"A"}]"#),
+                (
+                    r##"{"K":[null,{"id":"1","name":"A","#text":"B"},"C",[]],"other":"x"}"##,
+                    r#"[null,{"id":"1","name":"A"},{"id":"C"},[]]"#,
+                ),
+                (r#"{"K":"A"}"#, r#"[{"id":"A"}]"#),
+                (r#""A""#, r#"[{"id":"A"}]"#),
+                (r#"[{"@x":{"@y":"z"}}]"#, r#"[{"x":{"@y":"z"}}]"#),
+                ("5", "[5]"),
+            ] {
+                let container = container.replace('K', key);
+                let expected =
+                    if expected.is_empty() { "{}".to_owned() } else { format!(r#"{{"{field}":{expected}}}"#) };
+                assert_eq!(
+                    normal(data_type, &format!(r#"{{"{field}":{container}}}"#)),
+                    expected,
+                    "{data_type} {container}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn fields_have_the_shapes_of_the_contract() {
+        use DataType::{Artists, Labels, Masters, Releases};
+        for (data_type, record, expected) in [
+            // What is not listed in the contract stays raw.
+            (
+                Artists,
+                r#"{"@id":"1","urls":{"url":"x"},"images":{"image":{"@uri":""}},"genres":"x"}"#,
+                r#"{"@id":"1","genres":"x","images":{"image":{"@uri":""}},"urls":{"url":"x"}}"#,
+            ),
+            (Labels, r##"{"parentLabel":{"@id":"1","#text":"P"}}"##, r#"{"parentLabel":{"id":"1","name":"P"}}"#),
+            (Labels, r#"{"parentLabel":"P"}"#, r#"{"parentLabel":"P"}"#),
+            (Labels, r#"{"parentLabel":null,"aliases":null}"#, r#"{"aliases":null,"parentLabel":null}"#),
+            (
+                Masters,
+                r##"{"@id":"1","#text":"x","videos":{"video":{"@src":"y"}}}"##,
+                r#"{"id":"1","name":"x","videos":{"video":{"@src":"y"}}}"#,
+            ),
+            (Masters, r##"{"#text":"x","name":"y"}"##, r#"{"name":"y"}"#),
+            (
+                Masters,
+                r#"{"genres":{"genre":"A"},"styles":{"style":["B",null]},"formats":null}"#,
+                r#"{"formats":null,"genres":["A"],"styles":["B",null]}"#,
+            ),
+            (Masters, r#"{"genres":{"style":"A"},"styles":null}"#, "{}"),
+            (Masters, r#"{"genres":"A","styles":["B"]}"#, r#"{"genres":["A"],"styles":["B"]}"#),
+            (Releases, r#"{"@id":"1","@status":"Accepted","id":"2"}"#, r#"{"id":"2","status":"Accepted"}"#),
+            (
+                Releases,
+                r##"{"formats":{"format":[{"@name":"CD","@qty":"1","descriptions":{"description":"x"},"#text":"t"},"x",null]}}"##,
+                r#"{"formats":[{"descriptions":{"description":"x"},"name":"CD","qty":"1"},"x",null]}"#,
+            ),
+            (
+                Releases,
+                r#"{"formats":{"format":{"@name":"CD"}},"genres":{"genre":["A"]},"styles":{}}"#,
+                r#"{"formats":[{"name":"CD"}],"genres":["A"]}"#,
+            ),
+            (Releases, r##"{"master_id":{"@is_main_release":"true","#text":"5"}}"##, r#"{"master_id":"5"}"#),
+            (Releases, r#"{"master_id":{"id":"5"}}"#, r#"{"master_id":"5"}"#),
+            (Releases, r#"{"master_id":{"@is_main_release":"true"}}"#, r#"{"master_id":null}"#),
+            (Releases, r#"{"master_id":"5"}"#, r#"{"master_id":"5"}"#),
+            (
+                Releases,
+                r#"{"tracklist":{"track":{"extraartists":{"artist":{"@x":"1"}}}},"companies":{"company":[]},"images":null}"#,
+                r#"{"companies":{"company":[]},"images":null,"tracklist":{"track":{"extraartists":{"artist":{"@x":"1"}}}}}"#,
+            ),
+        ] {
+            assert_eq!(normal(data_type, record), expected, "{data_type} {record}");
+            assert_eq!(normal(data_type, expected), expected, "again: {record}");
+        }
+    }
+
+    #[test]
+    fn what_is_normal_stays_as_it_is() {
+        for file in real_files("what_is_normal_stays_as_it_is") {
+            for line in std::str::from_utf8(&file.messages).unwrap().lines() {
+                let Node::Object(mut record) = jsonl::parse(line).unwrap() else { panic!("{line}") };
+                let before = json(record.clone());
+                record = normalize(file.data_type, record);
+                assert_eq!(json(record), before);
+            }
+        }
+    }
+}

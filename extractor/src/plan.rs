@@ -141,3 +141,127 @@ fn data_type_in(name: &str) -> Option<DataType> {
 fn version_in(name: &str) -> Option<String> {
     name.split(|c: char| !c.is_ascii_digit()).find(|digits| digits.len() == 8).map(str::to_owned)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Folder;
+
+    /// The plan, with file names for paths.
+    fn planned(paths: Vec<PathBuf>, version: Option<&str>, data_type: Option<DataType>) -> Result<Vec<String>, String> {
+        let plans = plan(&Wanted { paths, version: version.map(str::to_owned), data_type })?;
+        let described = plans.into_iter().flat_map(|plan| {
+            let describe = move |input: Input| {
+                assert_eq!(input.version, plan.version);
+                format!("{} {} {}", input.version, input.data_type, input.name())
+            };
+            plan.inputs.into_iter().map(describe)
+        });
+        Ok(described.collect())
+    }
+
+    fn folder(names: &[&str]) -> Folder {
+        let folder = Folder::new();
+        names.iter().for_each(|name| drop(folder.file(name, "")));
+        folder
+    }
+
+    #[test]
+    fn of_a_folder_the_newest_or_the_wanted_version_is_taken() {
+        let folder = folder(&[
+            "discogs_20260401_releases.xml.gz",
+            "discogs_20260401_artists.xml",
+            "discogs_20260401_artists.xml.gz",
+            "discogs_20260401_CHECKSUM.txt",
+            "discogs_20260401_masters.xml.gz.part",
+            "discogs_20260301_labels.jsonl.zst",
+            "discogs_20260301_masters.csv",
+            "discogs_20260501_CHECKSUM.txt",
+            "artists.xml",
+            "discogs_20260501_others.xml",
+            "discogs_202605011_artists.xml",
+        ]);
+        let planned = |version, data_type| planned(vec![folder.path().to_owned()], version, data_type);
+        let newest =
+            ["20260401 artists discogs_20260401_artists.xml", "20260401 releases discogs_20260401_releases.xml.gz"];
+        assert_eq!(planned(None, None).unwrap(), newest);
+        assert_eq!(planned(None, Some(DataType::Releases)).unwrap(), newest[1..]);
+        let before =
+            ["20260301 labels discogs_20260301_labels.jsonl.zst", "20260301 masters discogs_20260301_masters.csv"];
+        assert_eq!(planned(Some("20260301"), None).unwrap(), before);
+        assert!(planned(Some("20260501"), None).unwrap_err().ends_with("has no file of 20260501"));
+    }
+
+    #[test]
+    fn an_empty_folder_has_nothing() {
+        let folder = folder(&["x.xml"]);
+        let error = planned(vec![folder.path().to_owned()], None, None).unwrap_err();
+        assert!(error.ends_with("has no file like discogs_20260401_artists.xml.gz"), "{error}");
+        assert!(planned(vec![], None, None).unwrap_err().starts_with("no input"));
+    }
+
+    #[test]
+    fn files_of_several_versions_are_several_plans() {
+        let folder = folder(&["discogs_20260401_releases.xml.gz", "20260501-artists.jsonl", "x_20260401_labels"]);
+        let paths = ["20260501-artists.jsonl", "discogs_20260401_releases.xml.gz", "x_20260401_labels"];
+        assert_eq!(
+            planned(paths.map(|name| folder.path().join(name)).to_vec(), None, None).unwrap(),
+            [
+                "20260401 labels x_20260401_labels",
+                "20260401 releases discogs_20260401_releases.xml.gz",
+                "20260501 artists 20260501-artists.jsonl"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_a_name_does_not_say_must_be_given() {
+        let folder = folder(&[
+            "artists.xml",
+            "artists_of_releases_20260401.xml",
+            "data",
+            "20260401_2.xml",
+            "artists_20260401.gz",
+        ]);
+        let one = |name: &str, version, data_type| planned(vec![folder.path().join(name)], version, data_type);
+        for (name, version, data_type, expected) in [
+            ("artists.xml", None, None, Err("which dump is it of?")),
+            ("artists.xml", Some("20260101"), None, Ok("20260101 artists artists.xml")),
+            ("artists_of_releases_20260401.xml", None, None, Err("what is in it?")),
+            (
+                "artists_of_releases_20260401.xml",
+                None,
+                Some(DataType::Labels),
+                Ok("20260401 labels artists_of_releases_20260401.xml"),
+            ),
+            ("20260401_2.xml", None, None, Err("what is in it?")),
+            ("data", Some("20260101"), Some(DataType::Masters), Ok("20260101 masters data")),
+            ("artists_20260401.gz", Some("20260101"), None, Ok("20260101 artists artists_20260401.gz")),
+            ("none_artists_20260401.xml", None, None, Err("does not exist")),
+        ] {
+            match (one(name, version, data_type), expected) {
+                (Ok(planned), Ok(expected)) => assert_eq!(planned, [expected]),
+                (Err(error), Err(expected)) => assert!(error.contains(expected), "{error}"),
+                other => panic!("{name}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_standard_input_needs_a_type_and_a_version() {
+        let stdin = |version, data_type| planned(vec!["-".into()], version, data_type);
+        assert_eq!(stdin(Some("20260401"), Some(DataType::Labels)).unwrap(), ["20260401 labels stdin"]);
+        assert!(stdin(Some("20260401"), None).unwrap_err().contains("--type"));
+        assert!(stdin(None, Some(DataType::Labels)).unwrap_err().contains("--dump"));
+    }
+
+    #[test]
+    fn two_files_of_one_type_are_ambiguous() {
+        let folder = folder(&["discogs_20260401_artists.xml", "discogs_20260401_artists.xml.gz"]);
+        for other in [folder.path().to_owned(), folder.path().join("discogs_20260401_artists.xml.gz")] {
+            let error =
+                planned(vec![folder.path().join("discogs_20260401_artists.xml"), other], None, None).unwrap_err();
+            assert!(error.contains("are both artists of 20260401: give one of them"), "{error}");
+        }
+    }
+}

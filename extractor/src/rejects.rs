@@ -41,12 +41,13 @@ impl Rejects {
     pub fn open(directory: &Path, input: &Input, offset: u64) -> io::Result<Rejects> {
         let path = path(directory, input);
         if path.exists() {
-            let mut kept = String::new();
-            for line in BufReader::new(File::open(&path)?).lines() {
+            let mut kept = Vec::new();
+            // The last line may be cut off.
+            for line in BufReader::new(File::open(&path)?).split(b'\n') {
                 let line = line?;
-                if serde_json::from_str::<Reject>(&line).is_ok_and(|reject| reject.offset < offset) {
-                    kept.push_str(&line);
-                    kept.push('\n');
+                if serde_json::from_slice::<Reject>(&line).is_ok_and(|reject| reject.offset < offset) {
+                    kept.extend_from_slice(&line);
+                    kept.push(b'\n');
                 }
             }
             if kept.is_empty() { fs::remove_file(&path)? } else { fs::write(&path, kept)? }
@@ -80,4 +81,65 @@ impl Rejects {
 /// Where an input's rejects are.
 pub fn path(directory: &Path, input: &Input) -> PathBuf {
     directory.join(format!("rejects-{}-{}.jsonl", input.version, input.data_type))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::Place;
+    use crate::testing::Folder;
+    use common::DataType;
+
+    fn bad(offset: u64) -> Bad {
+        let begin = Place { offset, line: offset / 10 };
+        Bad {
+            reason: "malformed_xml",
+            detail: "it \"is\"".to_owned(),
+            excerpt: "<a>\né".to_owned(),
+            begin,
+            end: Place::default(),
+        }
+    }
+
+    /// Offsets of what is in the file, if there is one.
+    fn noted(folder: &Folder, input: &Input) -> Option<Vec<u64>> {
+        let text = fs::read_to_string(path(folder.path(), input)).ok()?;
+        Some(text.lines().map(|line| serde_json::from_str::<Reject>(line).unwrap().offset).collect())
+    }
+
+    #[test]
+    fn a_line_has_everything_about_a_record() {
+        let folder = Folder::new();
+        let input = folder.input("x.xml", DataType::Labels, "");
+        let mut rejects = Rejects::open(folder.path(), &input, 0).unwrap();
+        assert_eq!(noted(&folder, &input), None);
+        rejects.note(&bad(70)).unwrap();
+        assert_eq!(
+            fs::read_to_string(folder.path().join("rejects-20260401-labels.jsonl")).unwrap(),
+            "{\"file\":\"x.xml\",\"line\":7,\"offset\":70,\"reason\":\"malformed_xml\",\"detail\":\"it \\\"is\\\"\",\"excerpt\":\"<a>\\né\"}\n"
+        );
+    }
+
+    #[test]
+    fn what_comes_again_is_dropped() {
+        let folder = Folder::new();
+        let input = folder.input("x.xml", DataType::Labels, "");
+        let open = |offset| Rejects::open(folder.path(), &input, offset).unwrap();
+        let mut rejects = open(0);
+        [10, 20, 30].iter().for_each(|offset| rejects.note(&bad(*offset)).unwrap());
+        let mut rejects = open(20);
+        assert_eq!(noted(&folder, &input), Some(vec![10]));
+        rejects.note(&bad(20)).unwrap();
+        rejects.note(&bad(40)).unwrap();
+        assert_eq!(noted(&folder, &input), Some(vec![10, 20, 40]));
+        // A line that was cut off, in the middle of a character, is none.
+        let path = path(folder.path(), &input);
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, &whole[..whole.len() - 4]).unwrap();
+        assert!(std::str::from_utf8(&whole[..whole.len() - 4]).is_err());
+        open(100).note(&bad(40)).unwrap();
+        assert_eq!(noted(&folder, &input), Some(vec![10, 20, 40]));
+        open(0);
+        assert_eq!(noted(&folder, &input), None);
+    }
 }

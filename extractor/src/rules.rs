@@ -105,7 +105,8 @@ impl Rules {
         }
         for (field, min, max) in &rules.null_years {
             if let Some(value) = record.get_mut(field)
-                && value.text().and_then(year).is_some_and(|year| year < *min || year > *max)
+                && let Node::Text(text) | Node::Literal(text) = value
+                && year(text).is_some_and(|year| year < *min || year > *max)
             {
                 *value = Node::Null;
             }
@@ -128,5 +129,120 @@ fn drop_values(object: &mut Object<'_>, path: &[String], regex: &Regex) {
 
 /// The number, or a date's leading number.
 fn year(text: &str) -> Option<i64> {
-    text.trim().split(['-', '/', '.', ' ', 'T']).next()?.parse().ok()
+    let text = text.trim();
+    text.parse().ok().or_else(|| text.split(['-', '/', '.', ' ', 'T']).next()?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jsonl;
+    use crate::testing::{Folder, json};
+
+    /// The rules that come with the extractor.
+    fn shipped() -> Rules {
+        Rules::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("data-quality-rules.json")).unwrap()
+    }
+
+    /// A record after the rules, unless it is skipped.
+    fn applied(rules: &Rules, data_type: DataType, text: &str) -> Option<String> {
+        let Node::Object(mut record) = jsonl::parse(text).unwrap() else { panic!("{text}") };
+        rules.apply(data_type, &mut record).then(|| json(record))
+    }
+
+    #[test]
+    fn the_shipped_rules_skip_what_is_not_to_be_used() {
+        let rules = shipped();
+        for (profile, skipped) in
+            [(r#""x DO not Use! y""#, true), (r#""do notuse""#, false), ("null", false), (r#"["do not use"]"#, false)]
+        {
+            let record = format!(r#"{{"profile":{profile}}}"#);
+            for data_type in DataType::ALL {
+                let skipped = skipped && matches!(data_type, DataType::Artists | DataType::Labels);
+                let expected = (!skipped).then(|| record.clone());
+                assert_eq!(applied(&rules, data_type, &record), expected, "{data_type} {profile}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_shipped_rules_drop_genres_that_are_numbers() {
+        let rules = shipped();
+        for (before, after) in [
+            (r#"{"genres":{"genre":["Rock","12","1a",null,"3"]}}"#, r#"{"genres":{"genre":["Rock","1a",null]}}"#),
+            (r#"{"genres":{"genre":"12"}}"#, r#"{"genres":{}}"#),
+            (r#"{"genres":{"genre":"Rock"}}"#, r#"{"genres":{"genre":"Rock"}}"#),
+            (r#"{"genres":["Rock","12"]}"#, r#"{"genres":["Rock"]}"#),
+            (r#"{"genres":null,"styles":{"style":"12"}}"#, r#"{"genres":null,"styles":{"style":"12"}}"#),
+        ] {
+            for data_type in DataType::ALL {
+                let dropped = matches!(data_type, DataType::Masters | DataType::Releases);
+                assert_eq!(applied(&rules, data_type, before).unwrap(), if dropped { after } else { before });
+            }
+        }
+    }
+
+    #[test]
+    fn the_shipped_rules_clear_years_that_can_not_be() {
+        let rules = shipped();
+        for (year, cleared) in [
+            ("1859", true),
+            ("1860", false),
+            ("2027", false),
+            ("2028", true),
+            ("0", true),
+            ("-5", true),
+            ("-5-01", false),
+            ("1859-12-31", true),
+            ("2028/01", true),
+            ("1.2.1999", true),
+            ("1999-00-00", false),
+            ("198T", true),
+            ("3000 or so", true),
+            ("19??", false),
+            ("unknown", false),
+            ("", false),
+        ] {
+            for (data_type, fields) in [
+                (DataType::Masters, ["year", "released"]),
+                (DataType::Releases, ["year", "released"]),
+                (DataType::Artists, ["year", "released"]),
+            ] {
+                for field in fields {
+                    let before = format!(r#"{{"{field}":"{year}"}}"#);
+                    let applies = data_type == DataType::Releases || data_type == DataType::Masters && field == "year";
+                    let after = if cleared && applies { format!(r#"{{"{field}":null}}"#) } else { before.clone() };
+                    assert_eq!(applied(&rules, data_type, &before).unwrap(), after, "{data_type}");
+                }
+            }
+        }
+        assert_eq!(applied(&rules, DataType::Masters, r#"{"year":1500}"#).unwrap(), r#"{"year":null}"#);
+    }
+
+    #[test]
+    fn a_rules_file_that_is_wrong_says_what_is() {
+        for (text, expected) in [
+            (r#"{"artist":{}}"#, r#""artist" is none of artists, labels, masters, releases"#),
+            (r#"{"artists":{"skips":[]}}"#, "unknown field `skips`"),
+            (r#"{"artists":{"skip":[{"field":"x","has":"y"}]}}"#, "unknown field `has`"),
+            (r#"{"artists":{"skip":[{"field":"x"}]}}"#, "missing field `contains`"),
+            (r#"{"artists":{"drop_values":[{"field":"x","matches":"("}]}}"#, r#""(": "#),
+            (r#"{"artists":{"null_years":[{"field":"x","min":1,"max":2,"x":3}]}}"#, "unknown field `x`"),
+            ("[]", "expected a map"),
+        ] {
+            let error = Rules::parse(text).unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+        let folder = Folder::new();
+        for (path, expected) in
+            [(folder.file("rules", "x"), "expected value"), (folder.path().join("none"), "No such file")]
+        {
+            let error = Rules::read(&path).unwrap_err();
+            assert!(
+                error.starts_with(&format!("rules file {}: ", path.display())) && error.contains(expected),
+                "{error}"
+            );
+        }
+        assert!(Rules::parse("{}").is_ok());
+    }
 }

@@ -189,3 +189,125 @@ pub fn fingerprint(input: &Input) -> io::Result<String> {
     }
     Ok(format!("{length}-{}", &hex(&hash.finalize())[..16]))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Folder;
+
+    fn mark(processed: u64) -> Mark {
+        Mark {
+            place: Place { offset: 10 * processed, line: processed },
+            processed,
+            published: processed,
+            skipped: 1,
+            rejected: 2,
+        }
+    }
+
+    fn file(processed: u64, complete: bool) -> FileState {
+        FileState { file: "x".to_owned(), fingerprint: "1-a".to_owned(), mark: mark(processed), complete }
+    }
+
+    #[test]
+    fn what_is_saved_is_there_when_it_is_opened_again() {
+        let folder = Folder::new();
+        let directory = folder.path().join("a/b");
+        let state = State::open(&directory).unwrap();
+        assert_eq!(state.version("20260401"), VersionState::default());
+        state.start("20260401", false);
+        state.update("20260401", DataType::Labels, |known| *known = file(5, false));
+        state.update("20260401", DataType::Masters, |known| *known = file(7, true));
+        state.announced("20260401");
+        state.announced("20260501"); // which is not known
+        let known = state.version("20260401");
+        state.save().unwrap();
+        state.update("20260401", DataType::Labels, |known| known.complete = true); // not saved
+        drop(state);
+
+        let state = State::open(&directory).unwrap();
+        assert_eq!(state.version("20260401"), known);
+        assert_eq!(known.file(DataType::Labels), Some(&file(5, false)));
+        assert_eq!((known.file(DataType::Artists), known.counts()), (None, vec![(DataType::Masters, 7)]));
+        assert!(known.announced_at.is_some() && state.version("20260501") == VersionState::default());
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_version_keeps_its_start_unless_it_is_forced() {
+        let folder = Folder::new();
+        let state = State::open(folder.path()).unwrap();
+        state.start("20260401", false);
+        state.update("20260401", DataType::Labels, |known| *known = file(5, true));
+        state.announced("20260401");
+        let known = state.version("20260401");
+        assert!(chrono::DateTime::parse_from_rfc3339(&known.started_at).is_ok() && known.started_at.ends_with('Z'));
+        state.start("20260401", false);
+        assert_eq!(state.version("20260401"), known);
+        state.start("20260401", true);
+        let forced = state.version("20260401");
+        assert!(forced.started_at > known.started_at);
+        assert_eq!((forced.announced_at, forced.files.len()), (None, 0));
+    }
+
+    #[test]
+    fn the_version_before_is_the_newest_announced_one() {
+        let folder = Folder::new();
+        let state = State::open(folder.path()).unwrap();
+        for (version, announced) in [("20260101", true), ("20260201", true), ("20260301", false), ("20260501", true)] {
+            state.start(version, false);
+            state.update(version, DataType::Labels, |known| *known = file(version.len() as u64, true));
+            if announced {
+                state.announced(version);
+            }
+        }
+        assert_eq!(state.before("20260401"), Some(("20260201".to_owned(), vec![(DataType::Labels, 8)])));
+        assert_eq!(state.before("20260101"), None);
+    }
+
+    #[test]
+    fn a_second_extractor_is_refused() {
+        let folder = Folder::new();
+        let state = State::open(folder.path()).unwrap();
+        let error = State::open(folder.path()).err().unwrap();
+        assert!(error.contains("another extractor is using it"), "{error}");
+        drop(state);
+        assert!(State::open(folder.path()).is_ok());
+    }
+
+    #[test]
+    fn a_damaged_state_is_told_and_left_alone() {
+        let folder = Folder::new();
+        for text in ["", "{", r#"{"versions":{"20260401":{}}}"#, "[]"] {
+            let path = folder.file("state.json", text);
+            let error = State::open(folder.path()).err().unwrap();
+            assert!(error.contains("state.json is damaged; remove it to start over"), "{error}");
+            assert_eq!(fs::read_to_string(path).unwrap(), text);
+        }
+        let file = folder.file("file", "");
+        assert!(State::open(&file).err().unwrap().contains("choose another with --state"));
+    }
+
+    #[test]
+    fn a_fingerprint_tells_files_apart() {
+        let folder = Folder::new();
+        let of = |bytes: &[u8]| fingerprint(&folder.input("x", DataType::Labels, bytes)).unwrap();
+        for length in [0, 1, 1000, FINGERPRINT as usize, FINGERPRINT as usize + 1, 3 * FINGERPRINT as usize] {
+            let bytes = vec![b'x'; length];
+            let print = of(&bytes);
+            assert_eq!(of(&bytes), print);
+            assert!(print.starts_with(&format!("{length}-")));
+            assert_ne!(of(&[&bytes[..], b"x"].concat()), print);
+            for at in [0, length / 8, length.saturating_sub(1)] {
+                let mut other = bytes.clone();
+                if let Some(byte) = other.get_mut(at) {
+                    *byte = b'y';
+                    assert_ne!(of(&other), print, "{at} of {length}");
+                }
+            }
+        }
+        let stdin = Input { path: "-".into(), data_type: DataType::Labels, version: String::new() };
+        assert_eq!(fingerprint(&stdin).unwrap(), "stdin");
+        assert!(fingerprint(&Input { path: folder.path().join("none"), ..stdin }).is_err());
+    }
+}

@@ -182,3 +182,115 @@ impl Summary {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::file::FileError;
+    use crate::input::Input;
+    use crate::progress::FileProgress;
+    use crate::state::FileState;
+    use std::sync::Arc;
+
+    const VERSION: &str = "20260401";
+
+    fn input(data_type: DataType) -> Input {
+        Input {
+            path: format!("/x/discogs_{VERSION}_{data_type}.xml.gz").into(),
+            data_type,
+            version: VERSION.to_owned(),
+        }
+    }
+
+    fn mark(processed: u64, rejected: u64) -> Mark {
+        Mark { processed, published: processed - 2, skipped: 2, rejected, ..Mark::default() }
+    }
+
+    /// A run with all four types, of which `marks` were reached, and the counts before.
+    fn summary(marks: &[(DataType, Mark, bool)], before: &[(DataType, u64)], outcomes: &[FileOutcome]) -> Summary {
+        let plan = Plan { version: VERSION.to_owned(), inputs: marks.iter().map(|(t, ..)| input(*t)).collect() };
+        let mut state = VersionState { started_at: "2026-04-02T00:00:00Z".to_owned(), ..VersionState::default() };
+        for (data_type, mark, complete) in marks {
+            let file = FileState { mark: *mark, complete: *complete, ..FileState::default() };
+            state.files.insert(data_type.name().to_owned(), file);
+        }
+        let before = (!before.is_empty()).then(|| ("20260301".to_owned(), before.to_vec()));
+        Summary::new(&plan, &state, before, outcomes, Duration::from_secs(60))
+    }
+
+    fn complete(rejected: u64) -> Vec<(DataType, Mark, bool)> {
+        DataType::ALL.map(|t| (t, mark(12_345, rejected), true)).to_vec()
+    }
+
+    #[test]
+    fn a_run_without_problems_has_no_warnings() {
+        let mut summary = summary(&complete(0), &DataType::ALL.map(|t| (t, 12_345)), &[]);
+        summary.announced = true;
+        assert_eq!((&summary.warnings, &summary.failures, summary.rejected()), (&vec![], &vec![], 0));
+        let text = summary.to_text();
+        for part in [
+            "Dump 20260401 in 60 seconds",
+            "against 20260301",
+            "artists",
+            "12,345",
+            "12,343",
+            "+0",
+            "(extraction_complete)",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!text.contains("warning") && !text.contains("not finished"), "{text}");
+    }
+
+    #[test]
+    fn a_type_that_shrank_is_warned_of() {
+        let before = [(DataType::Artists, 12_346), (DataType::Labels, 12_345), (DataType::Masters, 1)];
+        let all = summary(&complete(0), &before, &[]);
+        assert_eq!(all.warnings, ["artists shrank: 12,345 records, 12,346 in 20260301; is the dump complete?"]);
+        let text = all.to_text();
+        assert!(text.contains("   -1\n") && text.contains("   +0\n") && text.contains("   +12,344\n"), "{text}");
+        // One that is not finished yet has not shrunk.
+        assert_eq!(summary(&[(DataType::Artists, mark(5, 0), false)], &before, &[]).warnings.len(), 1);
+    }
+
+    #[test]
+    fn rejects_and_missing_types_are_warned_of() {
+        let mut marks = complete(0);
+        marks[1].1.rejected = 1234;
+        marks.truncate(2);
+        let summary = summary(&marks, &[], &[]);
+        assert_eq!(summary.rejected(), 1234);
+        assert!(summary.warnings[0].starts_with("no file of masters, releases; extraction_complete is only published"));
+        assert_eq!(summary.warnings[1], "labels: 1,234 records were rejected; rejects-20260401-labels.jsonl says why");
+        assert_eq!(summary.warnings.len(), 2);
+    }
+
+    #[test]
+    fn a_file_that_is_not_finished_is_a_failure() {
+        let progress = Arc::new(FileProgress::new(DataType::Labels, "labels.xml".to_owned(), 0));
+        let outcomes = [(progress, Err(FileError::Interrupted))];
+        let marks = [(DataType::Labels, mark(7, 0), false), (DataType::Masters, mark(8, 0), false)];
+        let summary = summary(&marks, &[], &outcomes);
+        assert_eq!(summary.failures[0], "labels.xml: interrupted (behind record 7)");
+        assert!(summary.failures[1].starts_with("discogs_20260401_masters.xml.gz: "), "{:?}", summary.failures);
+        let text = summary.to_text();
+        assert!(text.contains("  error: labels.xml: interrupted") && text.contains("not finished"), "{text}");
+        assert!(!text.contains("(extraction_complete)"), "{text}");
+    }
+
+    #[test]
+    fn the_webhook_gets_the_numbers() {
+        let summary = summary(&complete(3), &[(DataType::Artists, 5)], &[]);
+        let mut json = summary.to_json();
+        assert!(json["finished_at"].as_str().is_some_and(|t| t.ends_with('Z')));
+        assert_eq!(json["types"].as_object().map(|types| types.len()), Some(4));
+        assert_eq!(
+            json["types"]["artists"].take(),
+            json!({"records": 12_345, "published": 12_343, "skipped": 2, "rejected": 3, "previous": 5})
+        );
+        assert_eq!(json["types"]["labels"]["previous"], Value::Null);
+        let rest = ["version", "started_at", "duration_seconds", "previous_version"].map(|key| json[key].take());
+        assert_eq!(rest, [json!(VERSION), json!("2026-04-02T00:00:00Z"), json!(60.0), json!("20260301")]);
+        assert_eq!(json["warnings"].as_array().map(Vec::len), Some(4));
+    }
+}

@@ -1,13 +1,13 @@
 //! Records out of CSV: a header row that names the fields, one of them `id`, and a row for each record.
 //!
 //! A cell is text, with these exceptions: an empty one means that the record has no such field; `\N` is null; a JSON
-//! object or array is that value; and a backslash before a JSON string stands for its text, for the rare text that would
-//! be taken for one of these.
+//! object or array is that value; a backslash before a JSON number, `true` or `false` stands for that; and one before a
+//! JSON string stands for its text, for the rare text that would be taken for one of these.
 
 use std::borrow::Cow;
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use csv::ByteRecord;
 
@@ -18,7 +18,7 @@ use crate::node::{Node, Object, string};
 /// Reads the rows of one file.
 pub struct CsvReader<R> {
     reader: csv::Reader<Limited<R>>,
-    budget: Arc<AtomicUsize>,
+    watched: Arc<Watched>,
     header: Vec<String>,
     row: ByteRecord,
     max_record: usize,
@@ -27,16 +27,18 @@ pub struct CsvReader<R> {
 impl<R: Read> CsvReader<R> {
     /// A reader; a row of more than `max_record` bytes ends it.
     pub fn new(source: R, max_record: usize) -> Self {
-        let budget = Arc::new(AtomicUsize::new(max_record));
-        let source = Limited { inner: source, budget: Arc::clone(&budget) };
+        let watched = Arc::new(Watched { budget: AtomicUsize::new(max_record), crlf: AtomicBool::new(false) });
+        let source = Limited { inner: source, watched: Arc::clone(&watched), last: None };
         let reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(source);
-        CsvReader { reader, budget, header: Vec::new(), row: ByteRecord::new(), max_record }
+        CsvReader { reader, watched, header: Vec::new(), row: ByteRecord::new(), max_record }
     }
 
     /// Place of the first byte that is not read yet.
     pub fn place(&self) -> Place {
         let position = self.reader.position();
-        Place { offset: position.byte(), line: position.line() }
+        // For the parser, a row ends before the second character of its line's end.
+        let more = u64::from(position.byte() > 0 && self.watched.crlf.load(Ordering::Relaxed));
+        Place { offset: position.byte() + more, line: position.line() + more }
     }
 
     /// Goes on behind a row that an earlier run ended at. (A row's length is known only when it was read.)
@@ -89,7 +91,8 @@ impl<R: Read> CsvReader<R> {
         let mut header: Vec<String> =
             self.row.iter().map(|name| String::from_utf8_lossy(name).trim().to_owned()).collect();
         if let Some(first) = header.first_mut() {
-            *first = first.trim_start_matches('\u{feff}').to_owned();
+            // Behind a byte order mark the parser takes a quote for text.
+            *first = first.trim_start_matches('\u{feff}').trim_matches('"').to_owned();
         }
         if !header.iter().any(|name| name == "id") {
             return Err(ReadError::Header(format!(
@@ -103,7 +106,7 @@ impl<R: Read> CsvReader<R> {
 
     fn read(&mut self) -> Result<bool, ReadError> {
         // What the reader has in its own buffer counts as well, so that the bound is not exact.
-        self.budget.store(self.max_record, Ordering::Relaxed);
+        self.watched.budget.store(self.max_record, Ordering::Relaxed);
         self.reader.read_byte_record(&mut self.row).map_err(|e| match e.into_kind() {
             csv::ErrorKind::Io(e) => ReadError::Io(e),
             other => ReadError::Header(format!("{other:?}")),
@@ -120,8 +123,8 @@ fn value(cell: &str) -> Option<Node<'_>> {
             Ok(value) => value,
             Err(_) => Node::Text(Cow::Borrowed(cell)),
         },
-        [b'\\', b'"', ..] => match jsonl::parse(&cell[1..]) {
-            Ok(text @ Node::Text(_)) => text,
+        [b'\\', ..] => match jsonl::parse(&cell[1..]) {
+            Ok(value @ (Node::Text(_) | Node::Literal(_))) => value,
             _ => Node::Text(Cow::Borrowed(cell)),
         },
         _ => Node::Text(Cow::Borrowed(cell)),
@@ -143,24 +146,45 @@ pub fn cell(node: &mut Node<'_>) -> String {
             string(text, &mut out);
             String::from_utf8_lossy(&out).into_owned()
         }
+        Node::Literal(text) => format!("\\{text}"),
         other => json(other),
     }
+}
+
+/// What reader and source tell each other.
+struct Watched {
+    /// Bytes that may be read for the present row.
+    budget: AtomicUsize,
+    /// Whether the first line ends with CR and LF.
+    crlf: AtomicBool,
 }
 
 /// Ends a row that has no end: a quote that is not closed would take in the rest of the file.
 struct Limited<R> {
     inner: R,
-    budget: Arc<AtomicUsize>,
+    watched: Arc<Watched>,
+    /// The last byte of the first line that was read.
+    last: Option<u8>,
 }
 
 impl<R: Read> Read for Limited<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.budget.load(Ordering::Relaxed);
+        let left = self.watched.budget.load(Ordering::Relaxed);
         if left == 0 {
             return Err(io::Error::other("a row is too large: is a quote not closed?"));
         }
         let n = self.inner.read(buffer)?;
-        self.budget.store(left.saturating_sub(n), Ordering::Relaxed);
+        self.watched.budget.store(left.saturating_sub(n), Ordering::Relaxed);
+        if self.last != Some(b'\n') {
+            let first = buffer[..n].split_inclusive(|b| *b == b'\n').next().unwrap_or_default();
+            for b in first {
+                self.watched.crlf.fetch_or(self.last == Some(b'\r') && *b == b'\n', Ordering::Relaxed);
+                self.last = Some(*b);
+            }
+        }
         Ok(n)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,8 +2,8 @@
 //!
 //! A record is parsed where it lies in the buffer. If that fails, either the buffer ends within it or it is broken:
 //! then the beginning of the *next* record is looked for, and what lies before it is parsed alone. So a broken record,
-//! whatever is wrong with it, never takes a neighbour along. (In the dumps each record begins a line, and a raw `<`
-//! stands for nothing but markup.)
+//! whatever is wrong with it, never takes a neighbour along. (A raw `<` stands for nothing but markup, and no record
+//! has an element of its own name in it; but for labels, see [`Rules`].)
 
 use std::borrow::Cow;
 use std::io::{self, Read};
@@ -11,6 +11,7 @@ use std::io::{self, Read};
 use common::DataType;
 use memchr::{memchr, memchr_iter, memmem};
 use quick_xml::Reader;
+use quick_xml::events::attributes::Attributes;
 use quick_xml::events::{BytesRef, BytesStart, Event};
 
 use crate::input::{Bad, Next, Place, ReadError};
@@ -18,7 +19,7 @@ use crate::node::{MAX_DEPTH, Node, Object};
 
 /// Bytes of the buffer, unless a record needs more.
 const BUFFER: usize = 256 * 1024;
-/// More bytes than white space and tag before a record have.
+/// More bytes than a record's start tag has.
 const KEPT: usize = 256;
 
 /// Reads the records of one file.
@@ -51,6 +52,14 @@ enum Fault {
     TooDeep,
     #[error("it has no end")]
     NoEnd,
+    #[error("it has more than {0} bytes, or no end")]
+    TooLarge(usize),
+}
+
+impl Fault {
+    fn reason(&self) -> &'static str {
+        if matches!(self, Fault::TooLarge(_)) { "record_too_large" } else { "malformed_xml" }
+    }
 }
 
 impl<R: Read> XmlReader<R> {
@@ -111,40 +120,59 @@ impl<R: Read> XmlReader<R> {
                 }
                 At::Nothing => continue,
                 At::Junk => {
-                    let end = self.next_start(self.start).ok_or_else(|| self.ended())?;
+                    let Some(end) = self.next_start(self.start, false) else { return self.without_end() };
                     return Ok(Next::Bad(self.reject("unexpected_content", "this is no record".to_owned(), end)));
                 }
             }
             let begin = self.place;
-            if let Ok((record, used)) = parse(&self.buffer[self.start..self.end], &self.rules()) {
-                let made = make(record);
+            if let Ok((made, used)) = self.attempt(self.end, false, &mut make) {
                 self.advance(used);
                 return Ok(Next::Record(made, begin));
             }
-            let Some(end) = self.next_start(self.start + 1) else {
-                if self.too_large() {
-                    return self.reject_large();
+            for indented in [true, false] {
+                let next = self.next_start(self.start + 1, indented);
+                match (self.attempt(next.unwrap_or(self.end), true, &mut make), next) {
+                    (Ok((made, used)), _) => {
+                        self.advance(used);
+                        return Ok(Next::Record(made, begin));
+                    }
+                    (Err(_), _) if indented => {}
+                    (Err(_), None) => return self.without_end(),
+                    (Err(fault), Some(end)) => {
+                        let large = end - self.start > self.max_record;
+                        let fault = if large { Fault::TooLarge(self.max_record) } else { fault };
+                        return Ok(Next::Bad(self.reject(fault.reason(), fault.to_string(), end)));
+                    }
                 }
-                return Err(self.ended());
-            };
-            let end = self.repair(end);
-            return match parse(&self.buffer[self.start..end], &self.rules()) {
-                Ok((record, used)) => {
-                    let made = make(record);
-                    self.advance(used);
-                    Ok(Next::Record(made, begin))
-                }
-                Err(fault) => Ok(Next::Bad(self.reject("malformed_xml", fault.to_string(), end))),
-            };
+            }
         }
     }
 
-    fn rules(&self) -> Rules<'_> {
-        Rules {
-            tag: tag(self.data_type),
-            indent: self.indent.as_deref().unwrap_or_default(),
-            labels: self.data_type == DataType::Labels,
+    /// Makes something of the record that begins the unread part and ends before `end`. Returns the number of its bytes,
+    /// too. What is no UTF-8 is a fault or is `repaired`.
+    fn attempt<T>(
+        &self,
+        end: usize,
+        repaired: bool,
+        make: &mut impl FnMut(Object<'_>) -> T,
+    ) -> Result<(T, usize), Fault> {
+        let bytes = &self.buffer[self.start..end];
+        let text = if repaired { String::from_utf8_lossy(bytes) } else { Cow::Borrowed("") };
+        let (record, used) = match &text {
+            Cow::Owned(text) => {
+                let (record, used) = parse(text.as_bytes(), &self.rules())?;
+                (record, length_before_repair(bytes, used))
+            }
+            Cow::Borrowed(_) => parse(bytes, &self.rules())?,
+        };
+        if used > self.max_record {
+            return Err(Fault::TooLarge(self.max_record));
         }
+        Ok((make(record), used))
+    }
+
+    fn rules(&self) -> Rules<'_> {
+        Rules { open: open(self.data_type), indent: self.indent.as_deref().unwrap_or_default() }
     }
 
     /// Reads up to the first record, once.
@@ -160,7 +188,9 @@ impl<R: Read> XmlReader<R> {
             } else if rest.first().is_some_and(u8::is_ascii_whitespace) {
                 self.advance(1);
             } else if rest.starts_with(b"<?") || rest.starts_with(b"<!") {
-                self.skip_markup()?;
+                if matches!(self.skip_markup(), At::Junk) {
+                    return Err(self.ended());
+                }
             } else {
                 break;
             }
@@ -189,30 +219,30 @@ impl<R: Read> XmlReader<R> {
 
     /// What the unread part begins with; comments and the like are skipped.
     fn at_start(&mut self) -> Result<At, ReadError> {
-        let tag = tag(self.data_type);
-        self.want(tag.len() + 4);
+        let open = open(self.data_type).as_bytes();
+        self.want(open.len() + 4);
         let rest = &self.buffer[self.start..self.end];
         match rest {
             [] => Err(self.ended()),
-            [b'<', b'!' | b'?', ..] => self.skip_markup().map(|()| At::Nothing),
+            [b'<', b'!' | b'?', ..] => Ok(self.skip_markup()),
             [b'<', b'/', name @ ..] if name.starts_with(self.data_type.name().as_bytes()) => {
-                let end = self.find(b">", 2).ok_or_else(|| self.ended())?;
-                self.advance(end + 1 - self.start);
-                Ok(At::RootEnd)
+                self.find(b">", 2).map(|_| At::RootEnd).ok_or_else(|| self.ended())
             }
-            [b'<', name @ ..] if name.starts_with(tag.as_bytes()) && name.get(tag.len()).is_none_or(is_delimiter) => {
-                Ok(At::Record)
-            }
+            _ if rest.starts_with(open) && rest.get(open.len()).is_none_or(is_delimiter) => Ok(At::Record),
             _ => Ok(At::Junk),
         }
     }
 
-    /// Skips a comment, a declaration or a processing instruction.
-    fn skip_markup(&mut self) -> Result<(), ReadError> {
-        let close: &[u8] = if self.buffer[self.start..self.end].starts_with(b"<!--") { b"-->" } else { b">" };
-        let at = self.find(close, 2).ok_or_else(|| self.ended())?;
+    /// Skips a comment, a declaration or a processing instruction, if it has an end.
+    fn skip_markup(&mut self) -> At {
+        let close: &[u8] = match &self.buffer[self.start..self.end] {
+            [b'<', b'!', b'-', b'-', ..] => b"-->",
+            [b'<', b'?', ..] => b"?>",
+            _ => b">",
+        };
+        let Some(at) = self.find(close, 2) else { return At::Junk };
         self.advance(at + close.len() - self.start);
-        Ok(())
+        At::Nothing
     }
 
     fn skip_blanks(&mut self) {
@@ -226,14 +256,32 @@ impl<R: Read> XmlReader<R> {
         }
     }
 
-    /// Reads to the very end, so that a damaged file does not pass for a whole one: the checksum comes last.
+    /// Reads to the very end, so that a damaged file does not pass for a whole one: the checksum comes last. Records
+    /// behind the root's end, which then is a wrong end tag or the end of one of several files in one, are not lost.
     fn rest<T>(&mut self) -> Result<Next<T>, ReadError> {
+        self.want(Bad::EXCERPT);
+        let begin = self.place;
+        let excerpt = Bad::excerpt(&self.buffer[self.start..self.end]);
         loop {
-            self.advance(self.end - self.start);
-            if !self.fill() {
-                break;
+            match self.next_start(self.start, false) {
+                Some(at) if self.buffer[at..].starts_with(b"</") => self.advance(at + 2 - self.start),
+                Some(at) => {
+                    self.advance(at - self.start);
+                    self.done = false;
+                    let detail = format!("records follow </{}>", self.data_type.name());
+                    return Ok(Next::Bad(Bad {
+                        reason: "unexpected_content",
+                        detail,
+                        excerpt,
+                        begin,
+                        end: self.place,
+                    }));
+                }
+                None if self.over.is_some() => break,
+                None => self.advance((self.end - self.start).saturating_sub(KEPT)),
             }
         }
+        self.advance(self.end - self.start);
         match self.over.take() {
             Some(Some(e)) => Err(ReadError::Io(e)),
             _ => {
@@ -243,28 +291,31 @@ impl<R: Read> XmlReader<R> {
         }
     }
 
-    /// Where in the buffer the next record or the root's end begins, not before `from`. `None` if the stream ends, or
-    /// the largest record is exceeded, before that.
-    fn next_start(&mut self, from: usize) -> Option<usize> {
-        let tag = tag(self.data_type);
-        let (open, close) = (format!("<{tag}"), format!("</{}", self.data_type.name()));
-        let mut from = from;
+    /// Where in the buffer the next record or the root's end begins, not before `from`; only a record that is `indented`
+    /// as the first one, if so. `None` if the stream ends, or the largest record is exceeded, before that.
+    fn next_start(&mut self, mut from: usize, indented: bool) -> Option<usize> {
+        let open = open(self.data_type);
+        let close = format!("</{}", self.data_type.name());
         loop {
-            let indent = self.indent.as_deref().unwrap_or_default();
+            let rules = self.rules();
             let buffer = &self.buffer[..self.end];
-            // A file without line breaks tells records from the labels in `sublabels` by the latter's attribute only.
-            let fits = |at: usize| match buffer.get(at + open.len()) {
-                Some(b'>') => buffer[..at].ends_with(indent),
-                Some(b) => is_delimiter(b) && buffer[..at].ends_with(indent) && !(indent.is_empty() && tag == "label"),
-                None => false,
-            };
-            let record = memmem::find_iter(&buffer[from..], open.as_bytes()).map(|at| from + at).find(|at| fits(*at));
             let root = memmem::find(&buffer[from..], close.as_bytes()).map(|at| from + at);
-            if let Some(found) = [record, root].into_iter().flatten().min() {
-                return Some(found);
-            }
             // The last bytes may be the beginning of what is looked for.
-            from = from.max(self.end.saturating_sub(open.len() + close.len()));
+            let mut again = self.end.saturating_sub(open.len() + close.len());
+            for at in memmem::find_iter(&buffer[from..root.unwrap_or(self.end)], open).map(|at| from + at) {
+                match rules.begins(buffer, at) {
+                    Some(true) if !indented || rules.is_indented(buffer, at) => return Some(at),
+                    Some(_) => {}
+                    None => {
+                        again = again.min(at);
+                        break;
+                    }
+                }
+            }
+            if root.is_some() {
+                return root;
+            }
+            from = from.max(again);
             if self.too_large() {
                 return None;
             }
@@ -277,36 +328,29 @@ impl<R: Read> XmlReader<R> {
     }
 
     fn too_large(&self) -> bool {
-        self.end - self.start > self.max_record
+        self.end - self.start > self.max_record + KEPT
     }
 
-    /// Skips a record that is larger than may be, or has no end.
-    fn reject_large<T>(&mut self) -> Result<Next<T>, ReadError> {
+    /// The stream ends within a record, or the record is too large: then it is skipped.
+    fn without_end<T>(&mut self) -> Result<Next<T>, ReadError> {
+        if !self.too_large() {
+            return Err(self.ended());
+        }
         let begin = self.place;
         let excerpt = Bad::excerpt(&self.buffer[self.start..self.end]);
         loop {
             // What is kept may be the beginning of the next record.
-            self.advance((self.end - self.start).saturating_sub(KEPT));
-            if let Some(next) = self.next_start(self.start) {
+            self.advance(self.end - self.start - KEPT);
+            if let Some(next) = self.next_start(self.start, false) {
                 self.advance(next - self.start);
-                let detail = format!("it has more than {} bytes, or no end", self.max_record);
-                return Ok(Next::Bad(Bad { reason: "record_too_large", detail, excerpt, begin, end: self.place }));
+                let fault = Fault::TooLarge(self.max_record);
+                let (reason, detail) = (fault.reason(), fault.to_string());
+                return Ok(Next::Bad(Bad { reason, detail, excerpt, begin, end: self.place }));
             }
             if self.over.is_some() {
                 return Err(self.ended());
             }
         }
-    }
-
-    /// Replaces what is no UTF-8 between the unread part's beginning and `end`, and returns the new end.
-    fn repair(&mut self, end: usize) -> usize {
-        let Cow::Owned(text) = String::from_utf8_lossy(&self.buffer[self.start..end]) else { return end };
-        let (old, new) = (end - self.start, text.len());
-        self.buffer.splice(self.start..end, text.into_bytes());
-        self.end = self.end - old + new;
-        // Places count the stream's bytes, not the replacements'.
-        self.place.offset = self.place.offset.wrapping_sub(new as u64).wrapping_add(old as u64);
-        self.start + new
     }
 
     fn reject(&mut self, reason: &'static str, detail: String, end: usize) -> Bad {
@@ -344,7 +388,7 @@ impl<R: Read> XmlReader<R> {
 
     fn advance(&mut self, bytes: usize) {
         let read = &self.buffer[self.start..self.start + bytes];
-        self.place.offset = self.place.offset.wrapping_add(bytes as u64);
+        self.place.offset += bytes as u64;
         self.place.line += memchr_iter(b'\n', read).count() as u64;
         self.start += bytes;
     }
@@ -385,32 +429,67 @@ enum At {
     Junk,
 }
 
-/// The record element's name: the type's name in the singular.
-pub fn tag(data_type: DataType) -> &'static str {
-    let name = data_type.name();
-    name.strip_suffix('s').unwrap_or(name)
+/// How a record begins.
+fn open(data_type: DataType) -> &'static str {
+    match data_type {
+        DataType::Artists => "<artist",
+        DataType::Labels => "<label",
+        DataType::Masters => "<master",
+        DataType::Releases => "<release",
+    }
 }
 
 fn is_delimiter(b: &u8) -> bool {
     matches!(b, b'>' | b'/') || b.is_ascii_whitespace()
 }
 
-/// How a new record is told from an element of the same name within one.
+/// The length of what became so long when everything that is no UTF-8 was replaced.
+fn length_before_repair(bytes: &[u8], repaired: usize) -> usize {
+    let (mut before, mut after) = (0, 0);
+    for chunk in bytes.utf8_chunks() {
+        if after + chunk.valid().len() >= repaired {
+            break;
+        }
+        before += chunk.valid().len() + chunk.invalid().len();
+        after += chunk.valid().len() + char::REPLACEMENT_CHARACTER.len_utf8();
+    }
+    before + repaired - after
+}
+
+/// How a new record is told from an element of the same name within one. Only labels have such elements, in `sublabels`:
+/// with a text or nothing where a record has its first element.
 struct Rules<'r> {
-    tag: &'r str,
+    open: &'static str,
     indent: &'r [u8],
-    labels: bool,
 }
 
 impl Rules<'_> {
-    /// Whether the element of the record's name at `at` begins another record.
-    fn begins_another(&self, input: &[u8], at: usize) -> bool {
-        if self.indent.is_empty() {
-            return !self.labels;
+    /// Whether the element of the record's name at `at` is a record. `None` if that can't be told without reading on.
+    fn begins(&self, input: &[u8], at: usize) -> Option<bool> {
+        let rest = &input[at + self.open.len()..];
+        if !is_delimiter(rest.first()?) || self.open != "<label" {
+            return rest.first().map(is_delimiter);
         }
-        let before = &input[..at];
-        let blanks = before.iter().rev().take_while(|b| b.is_ascii_whitespace()).count();
-        &before[at - blanks..] == self.indent
+        let close = memchr(b'>', rest)?;
+        if rest[..close].ends_with(b"/") {
+            return Some(false);
+        }
+        match rest[close + 1..].trim_ascii_start() {
+            [] | [b'<'] => None,
+            [b'<', b'/', ..] => Some(false),
+            [first, ..] => Some(*first == b'<'),
+        }
+    }
+
+    /// Whether what is at `at` is indented as the first record.
+    fn is_indented(&self, input: &[u8], at: usize) -> bool {
+        input[..at].ends_with(self.indent)
+    }
+
+    /// Whether a comment, or anything else that has no elements in it, reaches into the next record.
+    fn reaches_over(&self, input: &[u8], from: usize, to: usize) -> bool {
+        let mut found = memmem::find_iter(&input[from..to], self.open).map(|at| from + at);
+        found.any(|at| self.begins(input, at) == Some(true))
     }
 }
 
@@ -456,16 +535,20 @@ fn parse<'a>(input: &'a [u8], rules: &Rules<'_>) -> Result<(Object<'a>, usize), 
         let at = reader.buffer_position() as usize;
         let closed = match reader.read_event().map_err(syntax)? {
             Event::Start(start) => {
-                if !open.is_empty() && start.name().as_ref() == rules.tag && rules.begins_another(input, at) {
+                if !open.is_empty()
+                    && start.name().as_ref() == &rules.open[1..]
+                    && rules.is_indented(input, at)
+                    && rules.begins(input, at) == Some(true)
+                {
                     return Err(Fault::NotClosed);
                 }
                 if open.len() >= MAX_DEPTH {
                     return Err(Fault::TooDeep);
                 }
-                open.push(element(input, at, &start)?);
+                open.push(element(input, at, &start, rules)?);
                 continue;
             }
-            Event::Empty(start) => element(input, at, &start)?,
+            Event::Empty(start) => element(input, at, &start, rules)?,
             Event::End(_) => open.pop().ok_or(Fault::NoEnd)?,
             Event::Text(text) => {
                 if let Some(element) = open.last_mut() {
@@ -474,6 +557,9 @@ fn parse<'a>(input: &'a [u8], rules: &Rules<'_>) -> Result<(Object<'a>, usize), 
                 continue;
             }
             Event::CData(text) => {
+                if rules.reaches_over(input, at, reader.buffer_position() as usize) {
+                    return Err(Fault::NotClosed);
+                }
                 if let Some(element) = open.last_mut() {
                     element.push(text.into_inner());
                 }
@@ -486,7 +572,12 @@ fn parse<'a>(input: &'a [u8], rules: &Rules<'_>) -> Result<(Object<'a>, usize), 
                 continue;
             }
             Event::Eof => return Err(Fault::NoEnd),
-            Event::Comment(_) | Event::PI(_) | Event::Decl(_) | Event::DocType(_) => continue,
+            Event::Comment(_) | Event::PI(_) | Event::Decl(_) | Event::DocType(_) => {
+                if rules.reaches_over(input, at, reader.buffer_position() as usize) {
+                    return Err(Fault::NotClosed);
+                }
+                continue;
+            }
         };
         let (key, value) = closed.close();
         match open.last_mut() {
@@ -506,20 +597,25 @@ fn parse<'a>(input: &'a [u8], rules: &Rules<'_>) -> Result<(Object<'a>, usize), 
 }
 
 /// An element with its attributes. `at` is where its `<` is.
-fn element<'a>(input: &'a [u8], at: usize, start: &BytesStart<'_>) -> Result<Open<'a>, Fault> {
-    let name = start.name();
+fn element<'a>(input: &'a [u8], at: usize, start: &BytesStart<'_>, rules: &Rules<'_>) -> Result<Open<'a>, Fault> {
     // The event borrows from itself; the same bytes of the input live longer.
-    let same = input.get(at + 1..at + 1 + name.as_ref().len()).and_then(|bytes| std::str::from_utf8(bytes).ok());
-    let key = match same.filter(|same| *same == name.as_ref()) {
-        Some(same) => Cow::Borrowed(same),
-        None => Cow::Owned(name.as_ref().to_owned()),
-    };
-    let mut children = Object::default();
-    for attribute in start.attributes() {
-        let attribute = attribute.map_err(|e| Fault::Syntax(e.to_string()))?;
-        children.add(attribute_key(attribute.key.as_ref()), Node::Text(Cow::Owned(unescape(&attribute.value)?)));
+    let same = input.get(at + 1..at + 1 + start.len()).and_then(|tag| std::str::from_utf8(tag).ok());
+    let tag = same.ok_or_else(|| Fault::Syntax("a tag is not where it was".to_owned()))?;
+    // An attribute's quote may be missing.
+    if memchr(b'<', tag.as_bytes()).is_some() && rules.reaches_over(input, at + 1, at + 1 + tag.len()) {
+        return Err(Fault::NotClosed);
     }
-    Ok(Open { key, children, text: Cow::Borrowed("") })
+    let name = start.name().as_ref().len();
+    let mut children = Object::default();
+    for attribute in Attributes::new(tag, name) {
+        let attribute = attribute.map_err(|e| Fault::Syntax(e.to_string()))?;
+        let value = match attribute.value {
+            Cow::Borrowed(raw) => unescape(raw)?,
+            Cow::Owned(raw) => Cow::Owned(unescape(&raw)?.into_owned()),
+        };
+        children.add(attribute_key(attribute.key.as_ref()), Node::Text(value));
+    }
+    Ok(Open { key: Cow::Borrowed(&tag[..name]), children, text: Cow::Borrowed("") })
 }
 
 /// `@name`, without an allocation for the names that every dump has.
@@ -547,7 +643,10 @@ fn attribute_key<'a>(name: &str) -> Cow<'a, str> {
 }
 
 /// An attribute's value with its references resolved.
-fn unescape(raw: &str) -> Result<String, Fault> {
+fn unescape(raw: &str) -> Result<Cow<'_, str>, Fault> {
+    if memchr(b'&', raw.as_bytes()).is_none() {
+        return Ok(Cow::Borrowed(raw));
+    }
     let mut out = String::with_capacity(raw.len());
     let mut rest = raw;
     while let Some(at) = memchr(b'&', rest.as_bytes()) {
@@ -558,7 +657,7 @@ fn unescape(raw: &str) -> Result<String, Fault> {
         rest = &rest[at + end + 1..];
     }
     out.push_str(rest);
-    Ok(out)
+    Ok(Cow::Owned(out))
 }
 
 /// A reference's text. Unknown names stay as they are, impossible characters become U+FFFD (contract §2.3).
@@ -576,3 +675,6 @@ fn resolve<'a>(reference: &BytesRef<'_>) -> Cow<'a, str> {
         unknown => return Cow::Owned(format!("&{unknown};")),
     })
 }
+
+#[cfg(test)]
+mod tests;

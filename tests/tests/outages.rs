@@ -7,7 +7,7 @@ use common::DataType;
 use integration_tests::oracle::{self, Expected, Messages};
 use integration_tests::stage::{by_type, services, settled};
 use integration_tests::states::{self, Allowed};
-use integration_tests::{Error, Stage};
+use integration_tests::{Error, Job, Stage};
 use xtask::process::Worker;
 use xtask::sample::{self, Spec};
 use xtask::services::script;
@@ -130,4 +130,48 @@ async fn messages_are_handed_back_in_a_long_outage() -> Result<(), Error> {
     assert!(code == 503 && reasons.contains("releases: "), "{reasons}");
     script(&["start", "postgres"])?;
     load.finish(worker).await
+}
+
+/// The broker goes away under an extractor in mid-run and comes back; so do the messages that it had not confirmed.
+async fn extract_through(name: &str, outage: &[&[&str]]) -> Result<(), Error> {
+    services();
+    tokio::task::block_in_place(|| script(&["up"]))?;
+    let graph = Stage::with_graph("outage").await?; // for itself alone, as every test here
+    let mut job = Job::new(name, "graphinator,tableinator").await?;
+    let expected = job.folder.generate(4000, 28)?;
+    // Slow enough to be in its middle when the broker goes. The proxy refuses nobody while the broker is away.
+    let proxy = job.through_proxy(1_000_000).await?;
+    let releases = expected[DataType::Releases.index()].len() as u64;
+    let mut running = job.start(&[])?;
+    running.until("midway", |e| e.published(DataType::Releases) >= releases / 4).await?;
+    for command in outage {
+        tokio::task::block_in_place(|| script(command))?;
+    }
+    assert!(running.published(DataType::Releases) < releases, "it was through before the broker was away");
+    proxy.pace(u64::MAX);
+    running.ended().await?.with(0).saying(&["releases: ", "trying again", "the workers were told"]);
+    job.stage.reconnect().await?;
+    for worker in ["graphinator", "tableinator"] {
+        for t in DataType::ALL {
+            let (taken, what) = (job.take(worker, t).await?, format!("{worker} {t}"));
+            taken.assert_resumed(&what, &expected[t.index()]);
+            let ending = taken.ending()?;
+            let files = ending.iter().filter(|control| *control == "file_complete").count();
+            assert!((1..3).contains(&files) && ending.last().is_some_and(|e| e == "extraction_complete"), "{ending:?}");
+        }
+    }
+    job.stage.clean_up().await?;
+    let mut graph = graph;
+    graph.reconnect().await?;
+    graph.clean_up().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rabbitmq_restarts_under_the_extractor() -> Result<(), Error> {
+    extract_through("restarted", &[&["restart", "rabbitmq"]]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rabbitmq_is_killed_under_the_extractor() -> Result<(), Error> {
+    extract_through("brokerkill", &[&["kill", "rabbitmq"], &["start", "rabbitmq"]]).await
 }

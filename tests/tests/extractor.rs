@@ -1,0 +1,718 @@
+//! The extractor as a process: the messages that it makes of dumps in every format, what it leaves alone, whom it tells,
+//! and what both workers make of it. What goes wrong is in `extractor_faults`.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use common::DataType;
+use extractor::generate::{Kind, Spec, write};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use integration_tests::dumps::{Bodies, Folder, MONTH, text};
+use integration_tests::job::{Ended, Extraction, Taken};
+use integration_tests::oracle::{self, Messages};
+use integration_tests::stage::{binary, controlled, run_maintained, services, settled};
+use integration_tests::states::{self, Allowed};
+use integration_tests::{Error, Job, Stage};
+use lapin::options::{BasicPublishOptions, ExchangeDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, ExchangeKind};
+use serde_json::{Value, json};
+
+const BOTH: &str = "graphinator,tableinator";
+const ONE: &str = "tableinator";
+
+// ------------------------------------------------------------------------------------------------- messages
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dump_becomes_exactly_the_contract_s_messages() -> Result<(), Error> {
+    let job = Job::new("wire", BOTH).await?;
+    let expected = job.folder.generate(300, 3)?;
+    let before = Utc::now();
+    job.run(&[]).await?.with(0);
+    let after = Utc::now();
+
+    let properties = BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_content_encoding("UTF-8".into())
+        .with_delivery_mode(2);
+    let counts = DataType::ALL.map(|t| (t.name(), expected[t.index()].len()));
+    let mut ends = Vec::new();
+    for t in DataType::ALL {
+        for worker in ["graphinator", "tableinator"] {
+            let (taken, what) = (job.take(worker, t).await?, format!("{worker} {t}"));
+            taken.assert_whole(&what, &expected[t.index()])?;
+            for message in &taken.0 {
+                assert_eq!(message.properties, properties, "{what}");
+                assert_eq!((message.routing_key.as_str(), message.redelivered), ("", false), "{what}");
+                assert_eq!(message.exchange.as_str(), format!("{}-{t}", job.stage.prefix));
+            }
+            let controls = taken.controls()?;
+            let file = format!("discogs_{MONTH}_{t}.xml.gz");
+            let mut of_file = controls[0].clone();
+            assert!((before..=after).contains(&time(&mut of_file, "timestamp")?), "{what}");
+            let complete = expected[t.index()].len();
+            let fields =
+                json!({"type": "file_complete", "data_type": t.name(), "total_processed": complete, "file": file});
+            assert_eq!(of_file, fields, "{what}");
+
+            let mut of_run = controls[1].clone();
+            let (began, ended) = (time(&mut of_run, "started_at")?, time(&mut of_run, "timestamp")?);
+            assert!(before <= began && began < ended && ended <= after, "{what}: {began} {ended}");
+            let record_counts: BTreeMap<_, _> = counts.into_iter().collect();
+            let fields = json!({"type": "extraction_complete", "version": MONTH, "record_counts": record_counts});
+            assert_eq!(of_run, fields, "{what}");
+            ends.extend(taken.0.last().map(|message| message.data.clone()));
+        }
+    }
+    assert_eq!(ends.len(), 8);
+    assert!(ends.iter().all(|end| *end == ends[0]), "extraction_complete must be the same everywhere");
+    let order = String::from_utf8_lossy(&ends[0]).into_owned();
+    assert!(order.starts_with(r#"{"type":"extraction_complete","version":"20260101","timestamp":""#), "{order}");
+    job.stage.clean_up().await
+}
+
+/// Takes a point in time out of a control message; it must be RFC 3339 with a `Z`.
+fn time(message: &mut Value, field: &str) -> Result<DateTime<Utc>, Error> {
+    let value = message.as_object_mut().and_then(|fields| fields.remove(field)).ok_or(format!("no {field}"))?;
+    let text = value.as_str().unwrap_or_default();
+    assert!(text.ends_with('Z'), "{field} is {text}");
+    Ok(DateTime::parse_from_rfc3339(text)?.to_utc())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn real_dumps_become_the_golden_messages() -> Result<(), Error> {
+    let Some(golden) = states::golden_dir("real_dumps_become_the_golden_messages") else { return Ok(()) };
+    let data = golden.join("../data");
+    for version in ["20200801", "20260401"] {
+        if !data.join(format!("discogs_{version}_artists.xml.gz")).is_file() {
+            // As loud as the harness lets it be.
+            let _ = writeln!(std::io::stderr(), "\n*** SKIPPED: no dump of {version} in {} ***\n", data.display());
+            continue;
+        }
+        let job = Job::new("golden", ONE).await?;
+        let (data, state) = (text(&data), text(job.directory()));
+        job.run_with(&["run", &data, "--dump", version, "--state", &state, "--expect-queues", ONE]).await?.with(0);
+        let messages = states::load_messages(&golden.join("messages"), version)?;
+        for (t, golden) in integration_tests::stage::by_type(&messages) {
+            job.take(ONE, t).await?.assert_whole(&format!("{version} {t}"), golden)?;
+        }
+        job.stage.clean_up().await?;
+    }
+    Ok(())
+}
+
+/// Records in another format, packed in another way, or from the standard input make the same messages.
+#[tokio::test(flavor = "multi_thread")]
+async fn other_formats_carry_the_same_messages() -> Result<(), Error> {
+    let mut job = Job::new("formats", ONE).await?;
+    let xml = Folder::new("xml")?;
+    let expected = xml.generate(400, 11)?;
+    for format in ["jsonl", "csv"] {
+        let converted: Vec<Vec<u8>> =
+            DataType::ALL.into_iter().map(|t| convert(&xml.file(t, "xml.gz"), format)).collect::<Result<_, _>>()?;
+        for packing in ["", ".gz", ".zst"] {
+            job.folder = Folder::new("formats")?;
+            let ending = format!("{format}{packing}");
+            for t in DataType::ALL {
+                job.folder.write(t, &ending, packed(&converted[t.index()], packing)?)?;
+            }
+            job.run(&[]).await?.with(0);
+            for t in DataType::ALL {
+                job.take(ONE, t).await?.assert_whole(&format!("{ending} {t}"), &expected[t.index()])?;
+            }
+        }
+        job.folder = Folder::new("formats")?;
+        for t in DataType::ALL {
+            let file = job.folder.write(t, "anything", packed(&converted[t.index()], ".gz")?)?;
+            let state = text(job.directory());
+            let args = ["run", "-", "--type", t.name(), "--dump", MONTH, "--state", &state, "--expect-queues", ONE];
+            let ended = Extraction::start(&job.env, &args, Stdio::from(File::open(file)?))?.ended().await?;
+            ended.with(0).saying(&["stdin"]);
+        }
+        for t in DataType::ALL {
+            let taken = job.take(ONE, t).await?;
+            taken.assert_whole(&format!("{format} from the standard input, {t}"), &expected[t.index()])?;
+            assert_eq!(taken.controls()?[0]["file"], "stdin");
+        }
+    }
+    job.stage.clean_up().await
+}
+
+fn convert(path: &Path, format: &str) -> Result<Vec<u8>, Error> {
+    let out = Command::new(binary("extractor")).arg("convert").arg(path).args(["--to", format]).env_clear().output()?;
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    Ok(out.stdout)
+}
+
+fn packed(bytes: &[u8], packing: &str) -> Result<Vec<u8>, Error> {
+    Ok(match packing {
+        ".gz" => gzip(bytes)?,
+        ".zst" => zstd::bulk::compress(bytes, 3)?,
+        _ => bytes.to_owned(),
+    })
+}
+
+fn gzip(bytes: &[u8]) -> Result<Vec<u8>, Error> {
+    let mut out = GzEncoder::new(Vec::new(), Compression::default());
+    out.write_all(bytes)?;
+    Ok(out.finish()?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_skip_records_drop_values_and_clear_years() -> Result<(), Error> {
+    let job = Job::new("rules", ONE).await?;
+    let artist =
+        |id: u32, profile: &str| format!("<artist><id>{id}</id><name>N</name><profile>{profile}</profile></artist>\n");
+    let artists = [artist(1, "fine"), artist(2, "DO NOT USE."), artist(3, "please Do Not Use it"), artist(4, "do not")];
+    job.folder.write(DataType::Artists, "xml", format!("<artists>\n{}</artists>\n", artists.concat()))?;
+    let label = "<label><id>5</id><name>L</name><profile>Do not use</profile></label>\n";
+    job.folder.write(DataType::Labels, "xml", format!("<labels>\n{label}</labels>\n"))?;
+    let master = |id: u32, year: &str, genres: &str| {
+        format!("<master id=\"{id}\"><year>{year}</year><genres>{genres}</genres><title>T</title></master>\n")
+    };
+    let masters = [
+        master(6, "1859", "<genre>Rock</genre><genre>12</genre>"),
+        master(7, "1860", "<genre>99</genre>"),
+        master(8, "2028", "<genre>12\"</genre>"),
+    ];
+    job.folder.write(DataType::Masters, "xml", format!("<masters>\n{}</masters>\n", masters.concat()))?;
+    let release =
+        |id: u32, date: &str| format!("<release id=\"{id}\"><title>T</title><released>{date}</released></release>\n");
+    let releases =
+        [release(9, "1997-05-00"), release(10, "0197-05-00"), release(11, "2028"), release(12, "unknown")].concat();
+    job.folder.write(DataType::Releases, "xml", format!("<releases>\n{releases}</releases>\n"))?;
+
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../extractor/data-quality-rules.json");
+    let ended = job.run(&["--rules", &text(root)]).await?.with(0);
+    let totals = [4, 1, 3, 4];
+    let mut got = BTreeMap::new();
+    for t in DataType::ALL {
+        let taken = job.take(ONE, t).await?;
+        let controls = taken.controls()?;
+        assert_eq!(controls[0]["total_processed"], totals[t.index()], "{t}");
+        let counts = json!({"artists": 4, "labels": 1, "masters": 3, "releases": 4});
+        assert_eq!(controls[1]["record_counts"], counts, "{t}");
+        for body in taken.data() {
+            let mut record: Value = serde_json::from_slice(body)?;
+            for field in ["type", "sha256", "title", "name", "profile"] {
+                record.as_object_mut().and_then(|r| r.remove(field));
+            }
+            got.insert(record["id"].as_str().unwrap_or_default().to_owned(), record);
+        }
+    }
+    let expected = [
+        json!({"id": "1"}),
+        json!({"id": "4"}),
+        json!({"id": "6", "year": null, "genres": ["Rock"]}),
+        json!({"id": "7", "year": "1860"}),
+        json!({"id": "8", "year": null, "genres": ["12\""]}),
+        json!({"id": "9", "released": "1997-05-00"}),
+        json!({"id": "10", "released": null}),
+        json!({"id": "11", "released": null}),
+        json!({"id": "12", "released": "unknown"}),
+    ];
+    let expected: BTreeMap<_, _> =
+        expected.into_iter().map(|r| (r["id"].as_str().unwrap_or_default().to_owned(), r)).collect();
+    assert_eq!(got, expected, "{}", ended.out);
+    job.stage.clean_up().await
+}
+
+/// A record of 300 KB, and as many tiny ones as fill every buffer that counts records instead of bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_stays_under_64_mib() -> Result<(), Error> {
+    let job = Job::new("memory", ONE).await?;
+    let spec = Spec { seed: 15, records: 40_000, month: 1, changed: 0.0, removed: 0.0 };
+    for (kind, t) in Kind::ALL.into_iter().zip(DataType::ALL).skip(1) {
+        let mut xml = Vec::new();
+        write(&spec, kind, &mut xml)?;
+        if t == DataType::Releases {
+            let large = "Ärger mit <br> ".replace('<', "&lt;").repeat(300_000 / 19);
+            let large = format!("<release id=\"999999999\"><title>T</title><notes>{large}</notes></release>\n");
+            assert!(large.len() > 300_000);
+            let end = xml.len() - "</releases>\n".len();
+            xml.splice(end..end, large.into_bytes());
+        }
+        job.folder.write(t, "xml.gz", gzip(&xml)?)?;
+    }
+    let tiny: String = (1..=200_000).map(|id| format!("<artist><id>{id}</id><name>A</name></artist>\n")).collect();
+    job.folder.write(DataType::Artists, "xml.gz", gzip(format!("<artists>\n{tiny}</artists>\n").as_bytes())?)?;
+    drop(tiny);
+
+    let running = job.start(&[])?;
+    let status = format!("/proc/{}/status", running.pid());
+    // The kernel keeps the peak; it is gone with the process.
+    let watched = tokio::spawn(async move {
+        let mut peak = 0;
+        while let Ok(text) = fs::read_to_string(&status) {
+            let Some(line) = text.lines().find_map(|line| line.strip_prefix("VmHWM:")) else { break };
+            peak = line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(u64::MAX);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        peak
+    });
+    let ended = running.ended().await?.with(0).saying(&["200,000"]);
+    let peak = watched.await?;
+    println!("peak: {} MiB\n{}", peak / 1024, ended.out);
+    assert!(peak > 0, "the peak was never seen");
+    assert!(peak < 64 * 1024, "{} MiB", peak / 1024);
+    job.stage.clean_up().await
+}
+
+// ------------------------------------------------------------------------------------------------- versions
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_finished_version_is_left_alone_unless_forced() -> Result<(), Error> {
+    let job = Job::new("again", ONE).await?;
+    let expected = job.folder.generate(200, 6)?;
+    job.run(&[]).await?.with(0);
+    let first = take_all(&job, &expected).await?;
+    job.run(&[]).await?.with(0).saying(&[MONTH, "--force"]);
+    for t in DataType::ALL {
+        assert!(job.take(ONE, t).await?.0.is_empty(), "{t}: a finished version was published again");
+    }
+    job.run(&["--force"]).await?.with(0);
+    let second = take_all(&job, &expected).await?;
+    assert_eq!((&first["version"], &second["version"]), (&json!(MONTH), &json!(MONTH)));
+    assert!(first["started_at"].as_str() < second["started_at"].as_str(), "{first} {second}");
+    // And this is what is left alone now.
+    job.run(&[]).await?.with(0).saying(&["--force"]);
+    assert!(job.take(ONE, DataType::Artists).await?.0.is_empty());
+    job.stage.clean_up().await
+}
+
+/// Takes a whole run out of the queues and returns its `extraction_complete`.
+async fn take_all(job: &Job, expected: &Bodies) -> Result<Value, Error> {
+    let mut end = Value::Null;
+    for t in DataType::ALL {
+        let taken = job.take(ONE, t).await?;
+        taken.assert_whole(t.name(), &expected[t.index()])?;
+        end = taken.controls()?.remove(1);
+    }
+    Ok(end)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_type_that_comes_later_completes_the_version() -> Result<(), Error> {
+    let job = Job::new("later", ONE).await?;
+    let expected = job.folder.generate(200, 7)?;
+    let (there, away) = (job.folder.file(DataType::Masters, "xml.gz"), job.folder.path.join("away"));
+    fs::rename(&there, &away)?;
+
+    let part: Bodies = DataType::ALL.map(|t| if t == DataType::Masters { vec![] } else { expected[t.index()].clone() });
+    job.run(&[]).await?.with(0).saying(&["no file of masters", "extraction_complete is only published when"]);
+    for t in DataType::ALL {
+        let taken = job.take(ONE, t).await?;
+        taken.assert_data(t.name(), &part[t.index()]);
+        assert_eq!(taken.ending()?.len(), usize::from(t != DataType::Masters), "{t}");
+        assert!(taken.controls()?.iter().all(|control| control["type"] == "file_complete"), "{t}");
+    }
+    let started_at = job.state(MONTH)?.started_at;
+    job.run(&[]).await?.with(0).saying(&["--force"]);
+
+    fs::rename(&away, &there)?;
+    job.run(&[]).await?.with(0).without(&["no file of"]);
+    for t in DataType::ALL {
+        let taken = job.take(ONE, t).await?;
+        let late = t == DataType::Masters;
+        taken.assert_data(t.name(), if late { &expected[t.index()] } else { &[] });
+        let ending = taken.ending()?;
+        assert_eq!(
+            ending,
+            if late { vec!["file_complete", "extraction_complete"] } else { vec!["extraction_complete"] }
+        );
+        let end = taken.controls()?.pop().unwrap_or_default();
+        assert_eq!(end["started_at"], started_at, "the run began with its first file");
+        for t in DataType::ALL {
+            assert_eq!(end["record_counts"][t.name()], expected[t.index()].len());
+        }
+    }
+    job.stage.clean_up().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_dumps_come_one_after_the_other_oldest_first() -> Result<(), Error> {
+    let job = Job::new("several", ONE).await?;
+    let spec = Spec { seed: 16, records: 100, month: 1, changed: 0.1, removed: 0.0 };
+    let first = job.folder.generate_month(&spec, MONTH)?;
+    let second = job.folder.generate_month(&Spec { month: 2, ..spec }, "20260201")?;
+    let files = ["20260201", MONTH].map(|date| DataType::ALL.map(|t| format!("discogs_{date}_{t}.xml.gz")));
+    let files: Vec<String> = files.iter().flatten().map(|name| text(job.folder.path.join(name))).collect();
+    let mut args = vec!["run", "--expect-queues", ONE];
+    args.extend(files.iter().map(String::as_str));
+    job.run_with(&args).await?.with(0).saying(&["against 20260101"]);
+    for t in DataType::ALL {
+        let taken = job.take(ONE, t).await?;
+        taken.assert_data(t.name(), &[&first[t.index()][..], &second[t.index()]].concat());
+        let controls = taken.controls()?;
+        let controls: Vec<_> = controls.iter().map(|c| c["version"].as_str().unwrap_or("file_complete")).collect();
+        assert_eq!(controls, ["file_complete", MONTH, "file_complete", "20260201"], "{t}");
+        let behind_first = taken.0.iter().position(|message| !message.data.starts_with(br#"{"type":"data""#));
+        assert_eq!(behind_first, Some(first[t.index()].len()), "{t}");
+    }
+    // Nothing was said about the state: it is beside the files.
+    assert!(job.folder.path.join(".extractor/state.json").is_file());
+    job.run_with(&args).await?.with(0).saying(&["Dump 20260101 was published before", "Dump 20260201 was"]);
+    job.stage.clean_up().await
+}
+
+// ------------------------------------------------------------------------------------------------- queues and start
+
+#[tokio::test(flavor = "multi_thread")]
+async fn queues_that_should_be_there_are_named_when_missing() -> Result<(), Error> {
+    let mut job = Job::new("missing", ONE).await?;
+    let expected = job.folder.generate(100, 8)?;
+    job.workers = BOTH;
+    let ended = job.run(&["--wait", "0"]).await?.with(2).saying(&["--expect-queues"]);
+    for t in DataType::ALL {
+        let queue = job.stage.topology("graphinator", t).queue;
+        assert!(ended.err.contains(&queue), "{queue} in {}", ended.err);
+        assert!(!ended.err.contains(&job.stage.topology(ONE, t).queue), "{}", ended.err);
+        assert_eq!(job.stage.ready_count(&job.stage.topology(ONE, t).queue).await?, 0, "{t} was published");
+    }
+    job.workers = ONE;
+    job.run(&["--wait", "0"]).await?.with(0);
+    take_all(&job, &expected).await?;
+    // One worker's queues are there and one's are not: as they come, the extractor goes on.
+    job.workers = BOTH;
+    let waiting = job.start(&["--force", "--wait", "60"])?;
+    job.stage.declare("graphinator").await?;
+    waiting.ended().await?.with(0);
+    take_all(&job, &expected).await?;
+    for t in DataType::ALL {
+        job.take("graphinator", t).await?.assert_whole(t.name(), &expected[t.index()])?;
+    }
+    job.stage.clean_up().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_bindings_and_exchanges_are_restored_before_the_first_message() -> Result<(), Error> {
+    let job = Job::new("unbound", ONE).await?;
+    let expected = job.folder.generate(100, 9)?;
+    let channel = &job.stage.channel;
+    for t in DataType::ALL {
+        let names = job.stage.topology(ONE, t);
+        let (queue, exchange) = (names.queue.as_str(), names.data_exchange.as_str());
+        if t == DataType::Artists {
+            let table = FieldTable::default();
+            let unbind = channel.queue_unbind(queue.into(), exchange.into(), queue.into(), table);
+            unbind.await?;
+        } else {
+            channel.exchange_delete(exchange.into(), Default::default()).await?;
+        }
+    }
+    job.run(&[]).await?.with(0);
+    take_all(&job, &expected).await?;
+    // The broker refuses to declare an exchange that is there with other properties.
+    for t in DataType::ALL {
+        let exchange = job.stage.topology(ONE, t).data_exchange;
+        let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        channel
+            .exchange_declare(exchange.as_str().into(), ExchangeKind::Fanout, durable, FieldTable::default())
+            .await?;
+    }
+    job.stage.clean_up().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_keeps_it_from_starting_is_said_with_the_remedy() -> Result<(), Error> {
+    let mut job = Job::new("refused", ONE).await?;
+    job.folder.generate(50, 10)?;
+    let folder = text(&job.folder.path);
+
+    // A directory can't be made below a file, not even by root.
+    let file = text(job.folder.file(DataType::Artists, "xml.gz"));
+    let unwritable = format!("{file}/state");
+    let run = async |args: &[&str]| -> Result<Ended, Error> {
+        Ok(job.run_with(&[&["run"], args].concat()).await?.with(2).without(&["panicked"]))
+    };
+    run(&[&folder, "--state", &unwritable]).await?.saying(&["can't be created", "--state"]);
+    let missing = format!("{folder}/discogs_20260101_nothing.xml");
+    run(&[&missing, "--state", &folder]).await?.saying(&["discogs_20260101_nothing.xml does not exist"]);
+    let empty = Folder::new("empty")?;
+    run(&[&text(&empty.path)]).await?.saying(&["has no file like discogs_20260401_artists.xml.gz"]);
+    run(&[&folder, "--dump", "20991201"]).await?.saying(&["no file of 20991201"]);
+    run(&[&folder, "--type", "songs"]).await?.saying(&["artists, labels, masters or releases"]);
+    let nameless = text(&empty.path) + "/20260101.xml";
+    fs::write(&nameless, "<artists></artists>")?;
+    run(&[&nameless]).await?.saying(&["--type artists, labels, masters or releases"]);
+    run(&["-", "--type", "labels"]).await?.saying(&["--dump 20260401"]);
+    run(&[&folder, "--rules", &missing]).await?.saying(&["rules file", "discogs_20260101_nothing.xml"]);
+
+    let taken = TcpListener::bind("0.0.0.0:0")?;
+    job.env.insert("HEALTH_PORT".to_owned(), taken.local_addr()?.port().to_string());
+    job.run(&[]).await?.with(2).saying(&["HEALTH_PORT", &taken.local_addr()?.port().to_string()]);
+    job.env.insert("HEALTH_PORT".to_owned(), "0".to_owned());
+    job.env.insert("COMPLETION_WEBHOOK_URL".to_owned(), "secret-host:80".to_owned());
+    job.run(&[]).await?.with(2).saying(&["COMPLETION_WEBHOOK_URL", "http://"]).without(&["secret-host"]);
+    job.env.remove("COMPLETION_WEBHOOK_URL");
+
+    // Nobody at the broker's address.
+    let port = job.env.insert("RABBITMQ_PORT".to_owned(), "1".to_owned()).unwrap_or_default();
+    job.run(&["--wait", "0"]).await?.with(2).saying(&["127.0.0.1:1"]);
+    job.env.insert("RABBITMQ_PORT".to_owned(), port);
+
+    let first = {
+        let (state, queues) = (text(job.directory()), "nobody");
+        let mut first =
+            job.start_with(&["run", &folder, "--state", &state, "--expect-queues", queues, "--wait", "60"])?;
+        first.until("started", |first| first.port().is_some()).await?;
+        first
+    };
+    job.run(&[]).await?.with(2).saying(&["another extractor is using it"]);
+    first.signal("TERM")?;
+    first.ended().await?.with(2).saying(&["nobody-artists"]);
+    for t in DataType::ALL {
+        assert_eq!(job.stage.ready_count(&job.stage.topology(ONE, t).queue).await?, 0, "{t} was published");
+    }
+    job.run(&[]).await?.with(0);
+    job.stage.clean_up().await
+}
+
+// ------------------------------------------------------------------------------------------------- watching
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_and_health_follow_the_run() -> Result<(), Error> {
+    let mut job = Job::new("watched", ONE).await?;
+    let expected = job.folder.generate(1500, 14)?;
+    let proxy = job.through_proxy(300_000).await?;
+    let mut running = job.start(&[])?;
+    let releases = r#"data_type="releases""#;
+    let labels = r#"data_type="labels""#;
+    let outcome = r#"outcome="published""#;
+    let count = expected[DataType::Releases.index()].len() as f64;
+    running.until("in mid-run", |e| e.metric("records_extracted_total", &[releases, outcome]) > 0.0).await?;
+    let published = running.metric("records_extracted_total", &[releases, outcome]);
+    assert!(published < count, "{published} of {count}");
+    running.until("done with the labels", |e| e.metric("file_complete", &[labels]) == 1.0).await?;
+    let labels_published = running.metric("records_extracted_total", &[labels, outcome]);
+    assert_eq!(labels_published, expected[DataType::Labels.index()].len() as f64);
+    assert_eq!(running.metric("file_complete", &[releases]), 0.0);
+    let size = fs::metadata(job.folder.file(DataType::Releases, "xml.gz"))?.len();
+    assert_eq!(running.metric("dump_bytes", &[releases]), size as f64);
+    let read = running.metric("dump_read_bytes_total", &[releases]);
+    assert!(read > 0.0 && read <= size as f64, "{read} of {size}");
+    assert!(running.metric("published_bytes_total", &[releases]) > 0.0);
+    let (code, text) = running.get("/metrics")?;
+    assert!(code == 200 && text.contains("# HELP records_extracted_total"), "{text}");
+
+    let (code, body) = running.get("/health")?;
+    let health: Value = serde_json::from_str(&body)?;
+    assert_eq!((code, &health["status"], &health["service"]), (200, &json!("healthy"), &json!("extractor")));
+    let file = &health["files"]["labels"];
+    assert_eq!(file["file"], format!("discogs_{MONTH}_labels.xml.gz"));
+    assert_eq!((&file["complete"], &file["published"]), (&json!(true), &json!(expected[1].len())));
+    assert_eq!(health["files"]["releases"]["complete"], false);
+    assert!(health["files"]["releases"]["published"].as_f64() < Some(count), "{health}");
+    proxy.pace(u64::MAX);
+    running.ended().await?.with(0);
+    take_all(&job, &expected).await?;
+    job.stage.clean_up().await
+}
+
+/// A web server that answers with these codes and then with 200, and keeps what it was sent.
+struct Hook {
+    url: String,
+    requests: Arc<Mutex<Vec<(String, Value)>>>,
+}
+
+impl Hook {
+    fn start(codes: &'static [u16]) -> Result<Hook, Error> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let url = format!("http://127.0.0.1:{}/hook?token=secret", listener.local_addr()?.port());
+        let requests: Arc<Mutex<Vec<(String, Value)>>> = Arc::default();
+        let kept = Arc::clone(&requests);
+        std::thread::spawn(move || {
+            let codes = codes.iter().copied().chain(std::iter::repeat(200));
+            for (stream, code) in listener.incoming().zip(codes) {
+                let Ok(request) = stream.and_then(|stream| answer(stream, code)) else { continue };
+                kept.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+            }
+        });
+        Ok(Hook { url, requests })
+    }
+
+    fn requests(&self) -> Vec<(String, Value)> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn answer(mut stream: std::net::TcpStream, code: u16) -> std::io::Result<(String, Value)> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let (mut head, mut length) = (String::new(), 0);
+    while reader.read_line(&mut head)? > 2 {
+        let line = head.lines().last().unwrap_or_default().to_ascii_lowercase();
+        if let Some(value) = line.strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap_or(0);
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body)?;
+    write!(stream, "HTTP/1.1 {code} Hm\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
+    Ok((head, serde_json::from_slice(&body)?))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_webhook_gets_one_event_for_the_whole_run() -> Result<(), Error> {
+    let mut job = Job::new("webhook", ONE).await?;
+    let hook = Hook::start(&[500, 503])?;
+    job.env.insert("COMPLETION_WEBHOOK_URL".to_owned(), hook.url.clone());
+    let spec = Spec { seed: 13, records: 300, month: 1, changed: 0.0, removed: 0.0 };
+    let first = job.folder.generate_month(&spec, MONTH)?;
+    let ended = job.run(&[]).await?.with(0).without(&["warning", "token=secret"]);
+    assert!(ended.out.contains("the workers were told"), "{}", ended.out);
+    let requests = hook.requests();
+    assert_eq!(requests.len(), 3, "two attempts that failed, and the one that did not");
+    assert!(requests.iter().all(|(_, event)| *event == requests[0].1), "every attempt carries the same event");
+    let (head, event) = &requests[2];
+    assert!(head.starts_with("POST /hook?token=secret HTTP/1.1\r\n"), "{head}");
+    assert!(head.to_ascii_lowercase().contains("content-type: application/json"), "{head}");
+    let run = &event["run"];
+    assert_eq!((&event["event"], &run["version"]), (&json!("extraction_complete"), &json!(MONTH)));
+    assert_eq!((&run["previous_version"], &run["warnings"]), (&Value::Null, &json!([])));
+    assert_eq!(run["started_at"], job.state(MONTH)?.started_at);
+    for t in DataType::ALL {
+        let count = first[t.index()].len();
+        let counts = json!({"records": count, "published": count, "skipped": 0, "rejected": 0, "previous": null});
+        assert_eq!(run["types"][t.name()], counts, "{t}");
+    }
+    // Nothing new, nobody to tell.
+    job.run(&[]).await?.with(0);
+    assert_eq!(hook.requests().len(), 3);
+
+    // The next month, with fewer records of every type.
+    let smaller = Spec { records: 100, ..spec };
+    let second = job.folder.generate_month(&smaller, "20260201")?;
+    let ended = job.run(&[]).await?.with(0).saying(&["releases shrank: ", "against 20260101"]);
+    assert_eq!(hook.requests().len(), 4);
+    let run = &hook.requests()[3].1["run"];
+    assert_eq!((&run["version"], &run["previous_version"]), (&json!("20260201"), &json!(MONTH)));
+    for t in DataType::ALL {
+        let (count, before) = (second[t.index()].len(), first[t.index()].len());
+        assert!(count < before);
+        let counts = json!({"records": count, "published": count, "skipped": 0, "rejected": 0, "previous": before});
+        assert_eq!(run["types"][t.name()], counts, "{t}");
+        let warning = format!("{t} shrank: {count} records, {before} in 20260101");
+        assert!(ended.out.contains(&warning), "{warning}: {}", ended.out);
+        assert!(run["warnings"].to_string().contains(&warning), "{run}");
+    }
+    job.stage.clean_up().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_that_is_away_fails_nothing_and_stays_secret() -> Result<(), Error> {
+    let mut job = Job::new("nohook", ONE).await?;
+    let expected = job.folder.generate(50, 13)?;
+    let dead = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    job.env.insert("COMPLETION_WEBHOOK_URL".to_owned(), format!("http://user:pw@127.0.0.1:{dead}/hook?token=secret"));
+    let ended = job.run(&[]).await?.with(0);
+    let ended = ended.saying(&["warning: COMPLETION_WEBHOOK_URL could not be called"]);
+    ended.without(&["token=secret", "user:pw", &dead.to_string()]);
+    take_all(&job, &expected).await?;
+    // It is not announced again only because nobody answered.
+    job.run(&[]).await?.with(0).saying(&["--force"]);
+    job.stage.clean_up().await
+}
+
+// ------------------------------------------------------------------------------------------------- workers
+
+#[tokio::test(flavor = "multi_thread")]
+async fn packed_bodies_end_in_the_same_tables_and_graph() -> Result<(), Error> {
+    for (encoding, seed) in [("gzip", 21), ("zstd", 22)] {
+        let stage = Stage::with_graph("packed").await?;
+        let limit = ("MAX_BODY_BYTES", "1048576");
+        let mut tables = stage.start("tableinator", &[limit]).await?;
+        let mut graph = stage.start("graphinator", &[limit]).await?;
+        let mut job = Job::on(stage, "packed", BOTH)?;
+        let bodies = job.folder.generate(600, seed)?;
+        let count: usize = bodies.iter().map(Vec::len).sum();
+        job.run(&["--compress", encoding]).await?.with(0);
+        settled(&mut tables, count).await?;
+        settled(&mut graph, count).await?;
+        run_maintained(&job.stage, MONTH).await?;
+        let [artists, labels, masters, releases] = bodies;
+        let expected = oracle::maintained(&oracle::expected(&Messages { artists, labels, masters, releases }));
+        states::compare_tables(&states::read_tables(&job.stage.postgres().await?).await?, &expected.tables)?;
+        let (nodes, rels) = states::read_graph(&services().neo4j()?).await?;
+        states::compare_graph(&nodes, &rels, &expected, &Allowed::Nothing)?;
+
+        // What can't be unpacked, or would fill the memory, goes aside as it is; what comes before and after is written.
+        let neighbour = |id: &str| format!(r#"{{"type":"data","id":"{id}","sha256":"x","id":"{id}","name":"N"}}"#);
+        let bomb = pack(encoding, &[b" ".repeat(2 << 20), neighbour("bomb").into_bytes()].concat())?;
+        assert!(bomb.len() < 8192, "{}", bomb.len());
+        let mut damaged = pack(encoding, neighbour("damaged").repeat(20).as_bytes())?;
+        damaged.truncate(damaged.len() - 12);
+        let messages = [pack(encoding, neighbour("before").as_bytes())?, bomb.clone(), damaged.clone()];
+        for body in messages.iter().chain([&pack(encoding, neighbour("behind").as_bytes())?]) {
+            publish(&job.stage, DataType::Labels, body, encoding).await?;
+        }
+        let end = xtask::sample::file_complete(DataType::Labels, MONTH, 4);
+        publish(&job.stage, DataType::Labels, &pack(encoding, &end)?, encoding).await?;
+        for (name, worker) in [("tableinator", &mut tables), ("graphinator", &mut graph)] {
+            controlled(worker, DataType::Labels, 3.0).await?;
+            let letters = job.stage.dead_letters(name, DataType::Labels).await?;
+            let letters: Vec<_> = letters.iter().map(|l| (l.header("dead-letter-reason"), &l.body)).collect();
+            let expected = [("body_too_large".to_owned(), &bomb), ("invalid_encoding".to_owned(), &damaged)];
+            assert_eq!(letters, expected, "{name} {encoding}");
+        }
+        let rows = "SELECT string_agg(data_id, ' ' ORDER BY data_id) FROM labels WHERE data->>'name' = 'N'";
+        let row = job.stage.postgres().await?.query_one(rows, &[]).await?;
+        assert_eq!(row.get::<_, Option<&str>>(0), Some("before behind"), "{encoding}");
+        for worker in [tables, graph] {
+            assert_eq!(worker.stop().await?.code(), Some(0));
+        }
+        job.workers = "none";
+        job.stage.clean_up().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn packed_bodies_say_how_they_are_packed() -> Result<(), Error> {
+    let job = Job::new("packing", ONE).await?;
+    let expected = job.folder.generate(100, 23)?;
+    for encoding in ["gzip", "zstd"] {
+        job.run(&["--compress", encoding, "--force"]).await?.with(0);
+        for t in DataType::ALL {
+            let mut taken = job.take(ONE, t).await?;
+            for message in &mut taken.0 {
+                let properties = BasicProperties::default()
+                    .with_content_type("application/json".into())
+                    .with_content_encoding(encoding.into())
+                    .with_delivery_mode(2);
+                assert_eq!(message.properties, properties, "{t}");
+                message.data = unpack(encoding, &message.data)?;
+            }
+            Taken(taken.0).assert_whole(&format!("{encoding} {t}"), &expected[t.index()])?;
+        }
+    }
+    job.stage.clean_up().await
+}
+
+fn pack(encoding: &str, body: &[u8]) -> Result<Vec<u8>, Error> {
+    packed(body, if encoding == "gzip" { ".gz" } else { ".zst" })
+}
+
+fn unpack(encoding: &str, body: &[u8]) -> Result<Vec<u8>, Error> {
+    if encoding == "zstd" {
+        return Ok(zstd::decode_all(body)?);
+    }
+    let mut out = Vec::new();
+    flate2::read::GzDecoder::new(body).read_to_end(&mut out)?;
+    Ok(out)
+}
+
+async fn publish(stage: &Stage, t: DataType, body: &[u8], encoding: &str) -> Result<(), Error> {
+    let properties = xtask::feed::properties().with_content_encoding(encoding.into());
+    let exchange = stage.topology("", t).data_exchange;
+    let options = BasicPublishOptions::default();
+    stage.channel.basic_publish(exchange.as_str().into(), "".into(), options, body, properties).await?.await?;
+    Ok(())
+}
