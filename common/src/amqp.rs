@@ -53,6 +53,7 @@ pub async fn answered<T>(future: impl Future<Output = lapin::Result<T>>) -> Resu
 pub struct Broker {
     config: BrokerConfig,
     service: &'static str,
+    frame_max: Option<u32>,
     connection: Mutex<Option<Connection>>,
     connected_before: AtomicBool,
 }
@@ -60,7 +61,14 @@ pub struct Broker {
 impl Broker {
     /// Connects on first use.
     pub fn new(config: BrokerConfig, service: &'static str) -> Arc<Self> {
-        Arc::new(Broker { config, service, connection: Mutex::new(None), connected_before: AtomicBool::new(false) })
+        Broker::with_frame_max(config, service, None)
+    }
+
+    /// Likewise, with frames of at most so many bytes. The client's buffers have room for 32 frames in each direction: with
+    /// the broker's usual 128 KiB that is 8 MiB a connection.
+    pub fn with_frame_max(config: BrokerConfig, service: &'static str, frame_max: Option<u32>) -> Arc<Self> {
+        let (connection, connected_before) = (Mutex::new(None), AtomicBool::new(false));
+        Arc::new(Broker { config, service, frame_max, connection, connected_before })
     }
 
     /// A new channel, on a new connection if the last one is gone. Callers that come meanwhile share that attempt.
@@ -101,7 +109,11 @@ impl Broker {
                 port: c.port,
             },
             vhost: c.vhost.clone(),
-            query: AMQPQueryString { heartbeat: Some(c.heartbeat), ..AMQPQueryString::default() },
+            query: AMQPQueryString {
+                frame_max: self.frame_max,
+                heartbeat: Some(c.heartbeat),
+                ..AMQPQueryString::default()
+            },
         };
         let tls = OwnedTLSConfig { identity: None, cert_chain: c.ca_pem.clone() };
         let properties = ConnectionProperties::default().with_connection_name(self.service.into());

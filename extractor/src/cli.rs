@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use common::amqp::Broker;
 use common::config::{Env, help_text};
 use common::{DataType, http, metrics};
 use serde_json::json;
@@ -21,9 +20,9 @@ use crate::file::Shared;
 use crate::input::Format;
 use crate::plan::{Wanted, plan};
 use crate::progress::{self, Progress, Style};
-use crate::publish::Target;
+use crate::publish::{self, Target};
 use crate::rules::Rules;
-use crate::run::{self, Done};
+use crate::run::Done;
 use crate::state::State;
 use crate::{convert, generate, inspect, webhook};
 
@@ -135,9 +134,10 @@ pub fn main() -> ExitCode {
 }
 
 fn start(args: RunArgs) -> ExitCode {
-    let exit = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    // The work is done by a thread for each file; more of the runtime's would only cost memory.
+    let exit = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => {
-            let exit = runtime.block_on(publish(args));
+            let exit = runtime.block_on(run(args));
             // A thread that waits for the standard input must not hold the process.
             runtime.shutdown_timeout(Duration::from_millis(200));
             exit
@@ -151,7 +151,7 @@ fn start(args: RunArgs) -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
-async fn publish(args: RunArgs) -> Result<Exit, String> {
+async fn run(args: RunArgs) -> Result<Exit, String> {
     let (config, notes) =
         config::read(Env::from_process(&TABLES)).map_err(|e| format!("{e}\nSee `extractor run --help`."))?;
     let wanted = Wanted { paths: args.paths.clone(), version: args.dump.clone(), data_type: args.data_type };
@@ -185,7 +185,7 @@ async fn publish(args: RunArgs) -> Result<Exit, String> {
             prepared = true;
         }
         let cant_save = |e| format!("the state can't be saved in {}: {e}", shared.directory.display());
-        match run::version(&shared, plan, args.force).await.map_err(cant_save)? {
+        match crate::run::version(&shared, plan, args.force).await.map_err(cant_save)? {
             Done::Before => {
                 println!("These files of dump {} were published before; --force publishes them again.", plan.version);
             }
@@ -238,7 +238,7 @@ fn shared(args: &RunArgs, config: &Config, progress: Arc<Progress>) -> Result<Sh
 /// Makes sure that the broker is there and that nobody would miss a message.
 async fn prepare(shared: &Shared, wait: Duration) -> Result<(), String> {
     let deadline = Instant::now() + wait;
-    let broker = Broker::new(shared.broker.clone(), "extractor");
+    let broker = publish::broker(&shared.broker);
     loop {
         let mut problems: Vec<String> = Vec::new();
         for data_type in DataType::ALL {

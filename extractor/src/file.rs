@@ -7,7 +7,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use chrono::Utc;
-use common::amqp::Broker;
 use common::config::BrokerConfig;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -18,7 +17,7 @@ use crate::compress::Compression;
 use crate::input::{Bad, Format, Input, Next, ReadError, Records};
 use crate::message::{Encoder, Outcome, file_complete};
 use crate::progress::{FileProgress, Progress};
-use crate::publish::{PublishError, Publisher, Target, Watch};
+use crate::publish::{self, PublishError, Publisher, Target, Watch};
 use crate::rejects::Rejects;
 use crate::rules::Rules;
 use crate::state::{Mark, State, fingerprint};
@@ -111,12 +110,12 @@ pub async fn extract(shared: &Arc<Shared>, input: Input, progress: Arc<FileProgr
         let (shared, input, progress) = (Arc::clone(shared), input.clone(), Arc::clone(&progress));
         move || read(&shared, &input, start, &progress, &sender)
     });
-    let broker = Broker::new(shared.broker.clone(), "extractor");
+    let broker = publish::broker(&shared.broker);
     let target = Target::new(&shared.broker.prefix, data_type, &shared.workers);
     let watch = FileWatch { file: Arc::clone(&progress), progress: Arc::clone(&shared.progress) };
     let mut publisher = Publisher::new(Arc::clone(&broker), target, shared.compression, watch);
     let published = tokio::select! {
-        published = publish(&mut publisher, &mut chunks, &progress) => published.map_err(FileError::from),
+        published = publish_all(&mut publisher, &mut chunks, &progress) => published.map_err(FileError::from),
         () = shared.stop.cancelled() => Err(FileError::Interrupted),
     };
     drop(chunks); // a reader that still reads finds nobody there
@@ -162,7 +161,7 @@ async fn finish(
 /// Messages on their way to the publisher, each with the mark that its confirm moves to.
 type Chunk = Vec<(Vec<u8>, Mark)>;
 
-async fn publish(
+async fn publish_all(
     publisher: &mut Publisher<FileWatch>,
     chunks: &mut mpsc::Receiver<Chunk>,
     progress: &FileProgress,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use common::amqp::{Broker, BrokerError, answered};
 use common::backoff::Backoff;
+use common::config::BrokerConfig;
 use common::{DataType, Topology};
 use futures_util::FutureExt;
 use futures_util::future::try_join_all;
@@ -28,6 +29,8 @@ const WINDOW_BYTES: usize = 2 << 20;
 const TOGETHER: usize = 30;
 /// Attempts in a row that the broker may refuse, as opposed to being away: some thirty seconds.
 const REFUSALS: u32 = 8;
+/// Bytes of a frame: small ones keep the client's buffers small, and each file has a connection of its own.
+const FRAME: u32 = 16 * 1024;
 /// How long the first confirm may be missing before that is said.
 const SILENCE: Duration = Duration::from_secs(15);
 
@@ -37,6 +40,11 @@ pub fn properties(compression: Compression) -> BasicProperties {
         .with_content_type("application/json".into())
         .with_content_encoding(compression.content_encoding().into())
         .with_delivery_mode(2)
+}
+
+/// A connection for publishing, made on first use.
+pub fn broker(config: &BrokerConfig) -> Arc<Broker> {
+    Broker::with_frame_max(config.clone(), "extractor", Some(FRAME))
 }
 
 /// Why a target is not ready.

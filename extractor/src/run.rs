@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use common::DataType;
-use common::amqp::Broker;
 use tokio::task::JoinSet;
 use tokio::time::interval;
 
@@ -20,7 +19,7 @@ use crate::file::{FileError, Shared, extract};
 use crate::message::extraction_complete;
 use crate::plan::Plan;
 use crate::progress::FileProgress;
-use crate::publish::{PublishError, Publisher, Target, Watch};
+use crate::publish::{self, PublishError, Publisher, Target, Watch};
 use crate::state::{Mark, VersionState};
 use crate::summary::Summary;
 
@@ -126,7 +125,7 @@ async fn announce(shared: &Arc<Shared>, version: &str) -> Result<(), FileError> 
     let known = shared.state.version(version);
     let body = extraction_complete(version, &known.started_at, &known.counts(), Utc::now());
     let body = shared.compression.pack(body).map_err(|e| FileError::Read(e.into()))?;
-    let broker = Broker::new(shared.broker.clone(), "extractor");
+    let broker = publish::broker(&shared.broker);
     let all = async {
         for data_type in DataType::ALL {
             let target = Target::new(&shared.broker.prefix, data_type, &shared.workers);

@@ -225,7 +225,7 @@ async fn rules_skip_records_drop_values_and_clear_years() -> Result<(), Error> {
     job.stage.clean_up().await
 }
 
-/// A record of 300 KB, and as many tiny ones as fill every buffer that counts records instead of bytes.
+/// Records of 300 KB in a row, and as many tiny ones as fill every buffer that counts bytes instead of records.
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_stays_under_64_mib() -> Result<(), Error> {
     let job = Job::new("memory", ONE).await?;
@@ -234,9 +234,11 @@ async fn memory_stays_under_64_mib() -> Result<(), Error> {
         let mut xml = Vec::new();
         write(&spec, kind, &mut xml)?;
         if t == DataType::Releases {
-            let large = "Ärger mit <br> ".replace('<', "&lt;").repeat(300_000 / 19);
-            let large = format!("<release id=\"999999999\"><title>T</title><notes>{large}</notes></release>\n");
-            assert!(large.len() > 300_000);
+            // As many as would fill the memory if the window counted messages only.
+            let notes = "Ärger &lt;".repeat(300_000 / 11);
+            let large = |id| format!("<release id=\"{id}\"><title>T</title><notes>{notes}</notes></release>\n");
+            let large: String = (900_000_000..900_000_200).map(large).collect();
+            assert!(large.len() > 200 * 295_000);
             let end = xml.len() - "</releases>\n".len();
             xml.splice(end..end, large.into_bytes());
         }

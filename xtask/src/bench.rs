@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use common::amqp::{Broker, declare};
+use common::amqp::declare;
 use common::config::Env;
 use common::{DataType, Topology};
 use extractor::compress::Compression;
@@ -138,7 +138,7 @@ impl Watch for Silent {
 }
 
 async fn publish(broker: &common::config::BrokerConfig, data_type: DataType, bodies: &[Vec<u8>]) -> Result<(), Error> {
-    let connection = Broker::new(broker.clone(), "bench");
+    let connection = extractor::publish::broker(broker);
     let target = Target::new(PREFIX, data_type, &WORKERS.map(str::to_owned));
     let mut publisher = Publisher::new(Arc::clone(&connection), target, Compression::None, Silent);
     for chunk in bodies.chunks(CHUNK) {

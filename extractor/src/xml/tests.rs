@@ -529,3 +529,36 @@ fn real_dumps_are_read_whole_however_they_come() {
         assert_eq!((seen.len(), end), (expected, Ok(())), "{}", file.path.display());
     }
 }
+
+#[test]
+fn what_is_not_closed_does_not_end_in_a_neighbour() {
+    // Each neighbour has what would close it, so that both together would be one record.
+    for (culprit, closing) in [
+        (r#"<x a="y></x>"#, r#"<x a=">"></x>"#),
+        (r#"<x a='y></x>"#, r#"<x a='>'></x>"#),
+        ("<!-- y", "<!-- z -->"),
+        ("<![CDATA[y", "<![CDATA[z]]>"),
+        ("<?y", "<?z?>"),
+    ] {
+        for between in ["\n", "", "\n\n"] {
+            let culprit = format!("<label><id>1</id>{culprit}</label>");
+            let text = format!("<labels>{between}{culprit}{between}<label><id>2</id>{closing}</label>\n</labels>");
+            let all = whole(DataType::Labels, &text);
+            assert!(
+                all[0].starts_with("malformed_xml") && all[1].contains(r#""id":"2""#) && all.len() == 2,
+                "{text}: {all:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn where_records_begin_lines_one_may_have_elements_of_its_own_name() {
+    for data_type in DataType::ALL {
+        let tag = &open(data_type)[1..];
+        let record = |id| format!("<{tag}><id>{id}</id><x>\n <{tag}><id>5</id></{tag}></x></{tag}>\n");
+        let json = |id| format!(r#"{{"id":"{id}","x":{{"{tag}":{{"id":"5"}}}}}}"#);
+        let text = format!("<{data_type}>\n{}{}<{tag}></x></{tag}>\n{}</{data_type}>", record(1), record(2), record(3));
+        assert_eq!(whole(data_type, text), [json(1), json(2), "malformed_xml in line 6".to_owned(), json(3)]);
+    }
+}
