@@ -1,4 +1,5 @@
 use super::*;
+use crate::node::MAX_DEPTH;
 use crate::testing::{Trickle, json, long, real_files};
 
 /// What a reader gives, with the place behind it.
@@ -404,6 +405,11 @@ fn a_record_that_is_too_large_is_bad_and_the_rest_comes() {
                 other => panic!("{}: {other:?}", culprit.len()),
             }
         }
+    }
+    // Whether one is too large does not depend on how the file comes.
+    for size in LIMIT - 60..LIMIT + KEPT + 20 {
+        let text = format!("<artists>{good}{}{good}</artists>", unclosed(size));
+        assert_eq!(check_all(DataType::Artists, text.as_bytes(), LIMIT, 1).0.len(), 3);
     }
     // The last one, too.
     let text = format!("<artists>\n{good}\n{}\n</artists>", of(5000));
