@@ -18,7 +18,11 @@ pub fn verify(input: &Input, stopped: impl Fn() -> bool) -> Result<(), String> {
         return Ok(());
     }
     let sums = input.path.with_file_name(format!("discogs_{}_CHECKSUM.txt", input.version));
-    let Ok(text) = std::fs::read_to_string(&sums) else { return Ok(()) };
+    let text = match std::fs::read_to_string(&sums) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(format!("{}: {e}; pass --no-verify to do without it", sums.display())),
+    };
     let name = input.name();
     let of_line = |line: &str| {
         let (sum, file) = line.split_once(char::is_whitespace)?;

@@ -1,5 +1,6 @@
 //! The command line: `run`, `generate`, `inspect` and `convert`.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use crate::progress::{self, Progress, Style};
 use crate::publish::{self, Target};
 use crate::rules::Rules;
 use crate::run::Done;
-use crate::state::State;
+use crate::state::{State, fingerprint};
 use crate::{convert, generate, inspect, webhook};
 
 const EXIT_CODES: &str = "Exit status of `run`: 0 everything is published (or was before), 1 everything but rejected \
@@ -79,7 +80,7 @@ struct RunArgs {
     /// Directory for the state and the rejects [default: .extractor beside the input]
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
-    /// Publish a version again that is finished or begun, as a new run
+    /// Publish a version again that is finished or begun, as a new run: what was published of all its types counts no more
     #[arg(long)]
     force: bool,
     /// Don't verify the files against the checksum file
@@ -177,7 +178,13 @@ async fn run(args: RunArgs) -> Result<Exit, String> {
     for plan in &plans {
         let known = shared.state.version(&plan.version);
         if !args.force && known.announced_at.is_some() {
-            println!("Dump {} was published before; --force publishes it again.", plan.version);
+            say(&format!("Dump {} was published before; --force publishes it again.\n", plan.version));
+            for input in &plan.inputs {
+                let published = known.file(input.data_type).map(|file| &file.fingerprint);
+                if !input.is_stdin() && fingerprint(input).ok().as_ref() != published {
+                    say(&format!("  warning: {} is not the file that was published\n", input.name()));
+                }
+            }
             continue;
         }
         if !prepared {
@@ -187,10 +194,11 @@ async fn run(args: RunArgs) -> Result<Exit, String> {
         let cant_save = |e| format!("the state can't be saved in {}: {e}", shared.directory.display());
         match crate::run::version(&shared, plan, args.force).await.map_err(cant_save)? {
             Done::Before => {
-                println!("These files of dump {} were published before; --force publishes them again.", plan.version);
+                let version = &plan.version;
+                say(&format!("These files of dump {version} were published before; --force publishes them again.\n"));
             }
             Done::Now(summary) => {
-                print!("{}", summary.to_text());
+                say(&summary.to_text());
                 exit = exit.max(match (summary.failures.is_empty(), summary.rejected()) {
                     (false, _) => Exit::Unfinished,
                     (true, 0) => Exit::Complete,
@@ -203,10 +211,12 @@ async fn run(args: RunArgs) -> Result<Exit, String> {
             }
         }
     }
-    for call in calls.join_all().await {
-        if let Err(e) = call {
-            println!("  warning: COMPLETION_WEBHOOK_URL could not be called: {e}");
-        }
+    let called = tokio::select! {
+        called = calls.join_all() => called,
+        () = shared.stop.cancelled() => vec![Err("interrupted".to_owned())],
+    };
+    for e in called.into_iter().filter_map(Result::err) {
+        say(&format!("  warning: COMPLETION_WEBHOOK_URL could not be called: {e}\n"));
     }
     Ok(exit)
 }
@@ -233,6 +243,11 @@ fn shared(args: &RunArgs, config: &Config, progress: Arc<Progress>) -> Result<Sh
         progress,
         stop: CancellationToken::new(),
     })
+}
+
+/// To the standard output, unless nobody reads it.
+pub fn say(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 /// Makes sure that the broker is there and that nobody would miss a message.

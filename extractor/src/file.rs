@@ -29,7 +29,7 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// Chunks that may wait for the publisher.
 const WAITING: usize = 4;
 /// Longest wait for the last confirms when the run is interrupted.
-const LAST_CONFIRMS: Duration = Duration::from_secs(10);
+const LAST_CONFIRMS: Duration = Duration::from_secs(3);
 
 /// Why a file is not finished.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +95,8 @@ pub async fn extract(shared: &Arc<Shared>, input: Input, progress: Arc<FileProgr
     let fingerprint = fingerprint(&input).map_err(ReadError::Io)?;
     let mut start = Mark::default();
     state.update(version, data_type, |file| {
-        if file.fingerprint == fingerprint {
+        // What comes by the standard input now may be something else than before.
+        if file.fingerprint == fingerprint && !input.is_stdin() {
             start = file.mark;
         }
         (file.file, file.fingerprint, file.mark, file.complete) = (input.name(), fingerprint, start, false);
@@ -135,7 +136,8 @@ pub async fn extract(shared: &Arc<Shared>, input: Input, progress: Arc<FileProgr
         file.mark = progress.confirmed();
         file.complete = outcome.is_ok();
     });
-    broker.close().await;
+    // A broker that does not answer need not hear of the end.
+    let _ = timeout(LAST_CONFIRMS, broker.close()).await;
     outcome
 }
 

@@ -1,7 +1,7 @@
 //! Where records come from: a file or the standard input, packed or not, in one of three formats.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -121,9 +121,13 @@ impl Input {
     }
 }
 
-/// Largest record in bytes of its file's format. RabbitMQ 4 takes messages of 16 MiB unless told otherwise; the largest
-/// real release has 0.3 MB.
-pub const MAX_RECORD: usize = 16 << 20;
+/// Largest record in bytes of its file's format. The largest real release has 0.3 MB; in JSON a byte may become six, and
+/// RabbitMQ 4 takes messages of 16 MiB unless told otherwise.
+pub const MAX_RECORD: usize = 2 << 20;
+/// Power of two of the largest window that a zstd file may ask for: 8 MiB, which is zstd's own up to level 19.
+const ZSTD_WINDOW: u32 = 23;
+const GZIP: &[u8] = &[0x1f, 0x8b];
+const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 
 type Source = Box<dyn Read + Send>;
 
@@ -153,16 +157,20 @@ impl Records {
     /// # Errors
     /// [`io::Error`] if its beginning can't be read.
     pub fn from_reader(source: Source, data_type: DataType, format: Option<Format>) -> io::Result<Records> {
-        let mut plain = BufReader::with_capacity(64 * 1024, unpacked(source)?);
+        let mut plain = unpacked(source)?;
         let format = match format {
             Some(format) => format,
-            None => match peek(&mut plain)? {
-                Some(b'<') => Format::Xml,
-                Some(b'{') => Format::Jsonl,
-                _ => Format::Csv,
-            },
+            None => {
+                // A damaged beginning, or none, is the reader's to report.
+                let (head, first) = first_of_text(&mut plain);
+                plain = Box::new(io::Cursor::new(head).chain(plain));
+                match first {
+                    Some(b'<') | None => Format::Xml,
+                    Some(b'{') => Format::Jsonl,
+                    Some(_) => Format::Csv,
+                }
+            }
         };
-        let plain: Source = Box::new(plain);
         Ok(match format {
             Format::Xml => Records::Xml(XmlReader::new(plain, data_type, MAX_RECORD)),
             Format::Jsonl => Records::Jsonl(JsonlReader::new(plain, MAX_RECORD)),
@@ -204,24 +212,34 @@ impl Records {
     }
 }
 
-/// The stream without its packing, which its first bytes tell: gzip, zstd or none.
-fn unpacked(source: Source) -> io::Result<Source> {
-    let mut source = BufReader::with_capacity(64 * 1024, source);
-    Ok(match source.fill_buf()? {
-        [0x1f, 0x8b, ..] => Box::new(MultiGzDecoder::new(source)),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::Decoder::with_buffer(source)?),
-        _ => Box::new(source),
+/// The stream without its packing, which its first bytes tell: gzip, zstd or none. A pipe may give them one by one.
+fn unpacked(mut source: Source) -> io::Result<Source> {
+    let mut head = Vec::new();
+    source.by_ref().take(ZSTD.len() as u64).read_to_end(&mut head)?;
+    let is = |magic: &[u8]| head.starts_with(magic) || (!head.is_empty() && magic.starts_with(&head));
+    let (gzip, zstd) = (is(GZIP), is(ZSTD));
+    let whole = BufReader::with_capacity(64 * 1024, io::Cursor::new(head).chain(source));
+    Ok(if gzip {
+        Box::new(BufReader::with_capacity(64 * 1024, MultiGzDecoder::new(whole)))
+    } else if zstd {
+        let mut decoder = zstd::Decoder::with_buffer(whole)?;
+        decoder.window_log_max(ZSTD_WINDOW)?;
+        Box::new(BufReader::with_capacity(64 * 1024, decoder))
+    } else {
+        Box::new(whole)
     })
 }
 
-/// The first byte that is neither white space nor part of a byte order mark.
-fn peek(source: &mut impl BufRead) -> io::Result<Option<u8>> {
-    // A damaged beginning is the reader's to report.
-    let begin = match source.fill_buf() {
-        Ok(begin) => begin,
-        Err(_) => return Ok(Some(b'<')),
-    };
-    Ok(begin.iter().copied().find(|b| !b.is_ascii_whitespace() && !b"\xef\xbb\xbf".contains(b)))
+/// What was read until the first byte that is neither white space nor part of a byte order mark, and that byte.
+fn first_of_text(source: &mut impl Read) -> (Vec<u8>, Option<u8>) {
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while head.len() < MAX_RECORD && source.read_exact(&mut byte).is_ok() {
+        head.push(byte[0]);
+        if !byte[0].is_ascii_whitespace() && !b"\xef\xbb\xbf".contains(&byte[0]) {
+            return (head, Some(byte[0]));
+        }
+    }
+    (head, None)
 }
 
 /// Counts what is read.
@@ -310,6 +328,32 @@ mod tests {
         }
         for bytes in [b"".as_slice(), &packed[..1], b"\x1f\x8b"] {
             assert!(whole("x", bytes, None).1.is_err());
+        }
+    }
+
+    #[test]
+    fn a_zstd_window_that_memory_is_too_small_for_is_refused() {
+        let xml = format!("<labels>\n{}</labels>\n", "<label><id>1</id></label>\n".repeat(1000));
+        for (window, records) in [(23, 1000), (24, 0)] {
+            let mut out = zstd::Encoder::new(Vec::new(), 1).unwrap();
+            out.window_log(window).unwrap();
+            out.write_all(xml.as_bytes()).unwrap();
+            let (all, end) = whole("x", &out.finish().unwrap(), None);
+            assert_eq!((all.len(), end.is_ok()), (records, records > 0), "{window}");
+        }
+    }
+
+    #[test]
+    fn a_pipe_may_give_its_first_bytes_one_by_one() {
+        for plain in ["\n<labels>\n<label><id>1</id></label>\n</labels>", "{\"id\":\"1\"}", "id\n1\n"] {
+            let packed =
+                [plain.as_bytes().to_vec(), gzip(plain.as_bytes()), zstd::encode_all(plain.as_bytes(), 1).unwrap()];
+            for bytes in packed {
+                let bytes: &'static [u8] = bytes.leak();
+                let source = Box::new(Trickle { bytes, step: 1, fails: false });
+                let mut records = Records::from_reader(source, DataType::Labels, None).unwrap();
+                assert!(matches!(records.next(json), Ok(Next::Record(json, _)) if json == r#"{"id":"1"}"#), "{plain}");
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use clap::Args;
 use common::DataType;
 use indicatif::{HumanBytes, HumanCount};
 
-use crate::cli::data_type;
+use crate::cli::{data_type, say};
 use crate::input::{Input, Next, Records};
 use crate::message::{Canonical, Encoder, Outcome};
 use crate::node::{Node, Object};
@@ -40,7 +40,7 @@ pub fn run(args: &InspectArgs) -> Result<(), String> {
         }
         for input in plan(&wanted)?.into_iter().flat_map(|plan| plan.inputs) {
             let (report, ended) = inspect(&input);
-            print!("{}", report.to_text(&input));
+            say(&report.to_text(&input));
             if let Err(e) = ended {
                 return Err(format!("{}: {e}", input.name()));
             }

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read};
 
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use crate::input::{Bad, Next, Place, ReadError};
@@ -73,6 +74,11 @@ impl<R: Read> JsonlReader<R> {
                 continue;
             }
             let node = std::str::from_utf8(line).map_err(|e| e.to_string()).and_then(parse);
+            let ends_within = || serde_json::from_slice::<IgnoredAny>(line).is_err_and(|e| e.is_eof());
+            if node.is_err() && !self.line.ends_with(b"\n") && ends_within() {
+                self.place = begin;
+                return Err(ReadError::Truncated { missing: "the end of its last line".to_owned() });
+            }
             return match node {
                 Ok(Node::Object(object)) => Ok(Next::Record(make(object), begin)),
                 Ok(_) => bad("malformed_json", "the line is no JSON object".to_owned(), line, self.place),
@@ -194,6 +200,9 @@ mod tests {
                 }
                 for end in ["\n", "\r\n", "\n\n \n"] {
                     for text in [lines.join(end) + end, lines.join(end)] {
+                        if fault.ends_with("EOF") && text.ends_with(line) {
+                            continue; // that is a file that was cut off
+                        }
                         let mut all = whole(&text);
                         assert!(all.remove(at).starts_with(fault), "{text}");
                         assert_eq!(all, [one, two], "{text}");
@@ -205,6 +214,15 @@ mod tests {
         assert!(parse(&deep(MAX_DEPTH)).is_ok());
         assert!(parse(&deep(MAX_DEPTH + 1)).unwrap_err().contains("nested"));
         assert!(parse(&deep(10_000)).is_err());
+    }
+
+    #[test]
+    fn a_last_line_that_is_cut_off_is_no_record() {
+        let mut reader = JsonlReader::new("{\"id\":\"1\"}\n{\"id\":\"2\",\"na".as_bytes(), 100);
+        assert!(matches!(reader.next(json), Ok(Next::Record(..))));
+        let place = reader.place();
+        assert!(matches!(reader.next(json), Err(ReadError::Truncated { .. })));
+        assert_eq!(reader.place(), place);
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl Encoder {
             return Err(Outcome::Skipped);
         }
         let mut record = normalize(self.data_type, record);
-        let hash = record.remove("sha256").and_then(|hash| hash.text().filter(|h| !h.is_empty()).map(str::to_owned));
+        let hash = record.remove("sha256").and_then(|hash| hash.text().filter(|h| is_hash(h)).map(str::to_owned));
         match record.get("type").and_then(Node::text) {
             Some("data") => drop(record.remove("type")),
             Some(control @ ("file_complete" | "extraction_complete")) => {
@@ -114,6 +114,11 @@ fn unusable(reason: &'static str, detail: String, mut record: Object<'_>) -> Out
     let mut json = Vec::new();
     record.write(&mut json);
     Outcome::Unusable { reason, detail, excerpt: Bad::excerpt(&json) }
+}
+
+/// Whether a text looks like a hash of the contract (§2.2).
+fn is_hash(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// The id. Records without one must not all become the same row or node (contract §9.2-25).

@@ -7,23 +7,25 @@ use std::time::{Duration, Instant};
 
 use common::DataType;
 use common::http::Probe;
+use common::metrics::{CONNECTED, RECONNECTS};
 use indicatif::{HumanBytes, HumanCount, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 use serde_json::{Value, json};
 
+use crate::input::Input;
 use crate::state::Mark;
 
-/// Records by what became of them. Labels `data_type`, `outcome`: published, skipped, rejected.
+/// Records by what became of them. Labels `dump`, `data_type`, `outcome`: published, skipped, rejected.
 pub const RECORDS: &str = "records_extracted_total";
-/// Bytes of the file that were read. Label `data_type`.
+/// Bytes of the file that were read. Labels `dump`, `data_type`.
 pub const BYTES_READ: &str = "dump_read_bytes_total";
-/// Size of the file, if it is known. Label `data_type`.
+/// Size of the file, if it is known. Labels `dump`, `data_type`.
 pub const BYTES: &str = "dump_bytes";
-/// Records that were read and are neither confirmed nor skipped nor rejected. Label `data_type`.
+/// Records that were read and are neither confirmed nor skipped nor rejected. Labels `dump`, `data_type`.
 pub const UNCONFIRMED: &str = "unconfirmed_records";
-/// 1 when the file's `file_complete` is confirmed. Label `data_type`.
+/// 1 when the file's `file_complete` is confirmed. Labels `dump`, `data_type`.
 pub const FILE_COMPLETE: &str = "file_complete";
-/// Bodies of confirmed data messages as published. Label `data_type`.
+/// Bodies of confirmed data messages as published. Labels `dump`, `data_type`.
 pub const PUBLISHED_BYTES: &str = "published_bytes_total";
 
 /// Describes the extractor's metrics.
@@ -34,6 +36,8 @@ pub fn describe() {
     describe_gauge!(BYTES, Unit::Bytes, "Size of the dump");
     describe_gauge!(UNCONFIRMED, Unit::Count, "Records read that the broker has not confirmed yet");
     describe_gauge!(FILE_COMPLETE, Unit::Count, "1 when the file is published to its end");
+    describe_gauge!(CONNECTED, Unit::Count, "1 while connected");
+    describe_counter!(RECONNECTS, Unit::Count, "Connections made after a file's first");
     describe_gauge!("build_info", Unit::Count, "Always 1; labels say what runs");
     gauge!("build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
@@ -54,6 +58,8 @@ pub enum Style {
 
 /// One file's progress.
 pub struct FileProgress {
+    /// The dump's date.
+    pub version: String,
     /// The type.
     pub data_type: DataType,
     /// The file's name.
@@ -77,10 +83,11 @@ pub struct FileProgress {
 
 impl FileProgress {
     /// A file that nothing was read of yet.
-    pub fn new(data_type: DataType, name: String, size: u64) -> Self {
+    pub fn new(input: &Input, size: u64) -> Self {
         FileProgress {
-            data_type,
-            name,
+            version: input.version.clone(),
+            data_type: input.data_type,
+            name: input.name(),
             size,
             read: Arc::default(),
             sent: AtomicU64::new(0),
@@ -132,15 +139,17 @@ impl FileProgress {
 
     fn export(&self) {
         let (t, mark) = (self.data_type.name(), self.confirmed());
+        let dump = || self.version.clone();
         for (outcome, count) in [("published", mark.published), ("skipped", mark.skipped), ("rejected", mark.rejected)]
         {
-            counter!(RECORDS, "data_type" => t, "outcome" => outcome).absolute(count);
+            counter!(RECORDS, "dump" => dump(), "data_type" => t, "outcome" => outcome).absolute(count);
         }
-        counter!(BYTES_READ, "data_type" => t).absolute(self.read.load(Relaxed));
-        counter!(PUBLISHED_BYTES, "data_type" => t).absolute(self.sent.load(Relaxed));
-        gauge!(BYTES, "data_type" => t).set(self.size as f64);
-        gauge!(UNCONFIRMED, "data_type" => t).set(self.processed.load(Relaxed).saturating_sub(mark.processed) as f64);
-        gauge!(FILE_COMPLETE, "data_type" => t).set(f64::from(u8::from(self.complete.load(Relaxed))));
+        counter!(BYTES_READ, "dump" => dump(), "data_type" => t).absolute(self.read.load(Relaxed));
+        counter!(PUBLISHED_BYTES, "dump" => dump(), "data_type" => t).absolute(self.sent.load(Relaxed));
+        gauge!(BYTES, "dump" => dump(), "data_type" => t).set(self.size as f64);
+        gauge!(UNCONFIRMED, "dump" => dump(), "data_type" => t)
+            .set(self.processed.load(Relaxed).saturating_sub(mark.processed) as f64);
+        gauge!(FILE_COMPLETE, "dump" => dump(), "data_type" => t).set(f64::from(u8::from(self.complete.load(Relaxed))));
     }
 }
 
@@ -176,7 +185,9 @@ impl Progress {
             bar.set_prefix(file.data_type.name());
             bar
         });
-        self.lock().push((file, bar));
+        let mut files = self.lock();
+        files.retain(|(other, _)| other.data_type != file.data_type); // of the dump before
+        files.push((file, bar));
     }
 
     /// Says something to a person.
@@ -209,11 +220,11 @@ impl Progress {
             let Some(bar) = bar else { continue };
             bar.set_position(if file.size > 0 { file.read.load(Relaxed) } else { 0 });
             let left = match file.forecast() {
-                _ if file.over.load(Relaxed) => "done".to_owned(),
-                Some((_, left)) => format!("{} left", HumanDuration(left)),
+                _ if file.over.load(Relaxed) => String::new(),
+                Some((_, left)) => format!(", {} left", HumanDuration(left)),
                 None => String::new(),
             };
-            bar.set_message(format!("{} {left}", describe_file(file)));
+            bar.set_message(format!("{}{left}", describe_file(file)));
             if file.over.load(Relaxed) && !bar.is_finished() {
                 bar.abandon();
             }
@@ -225,9 +236,8 @@ impl Progress {
             if file.over.load(Relaxed) || file.processed.load(Relaxed) == 0 {
                 continue;
             }
-            let forecast = file.forecast().map(|(share, left)| {
-                format!(", {:.0} % of {}, {} left", share * 100.0, HumanBytes(file.size), HumanDuration(left))
-            });
+            let forecast =
+                file.forecast().map(|(share, left)| format!(", {:.0} %, {} left", share * 100.0, HumanDuration(left)));
             self.note(&format!("{}: {}{}", file.data_type, describe_file(file), forecast.unwrap_or_default()));
         }
     }
@@ -241,6 +251,11 @@ fn describe_file(file: &FileProgress) -> String {
     let mark = file.confirmed();
     let mut text =
         format!("{} records, {}/s", HumanCount(mark.processed), HumanCount(file.rate().round().max(0.0) as u64));
+    let read = HumanBytes(file.read.load(Relaxed));
+    match file.size {
+        0 => text.push_str(&format!(", {read}")),
+        size => text.push_str(&format!(", {read} of {}", HumanBytes(size))),
+    }
     if mark.rejected > 0 {
         text.push_str(&format!(", {} rejected", HumanCount(mark.rejected)));
     }

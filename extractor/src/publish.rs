@@ -219,7 +219,15 @@ impl<W: Watch> Publisher<W> {
                 let exchange = self.target.exchange.as_str().into();
                 channel.basic_publish(exchange, "".into(), mandatory, &message.body, self.properties.clone())
             });
-            let confirms = try_join_all(sends).await?;
+            let confirms = {
+                let mut sent = std::pin::pin!(try_join_all(sends));
+                loop {
+                    match timeout(SILENCE, &mut sent).await {
+                        Ok(confirms) => break confirms?,
+                        Err(_) => self.watch.note(silence(&self.target)),
+                    }
+                }
+            };
             for (message, confirm) in self.window.iter_mut().skip(first).zip(confirms) {
                 message.confirm = Some(confirm);
             }
@@ -254,11 +262,7 @@ impl<W: Watch> Publisher<W> {
         let outcome = loop {
             match timeout(SILENCE, &mut *confirm).await {
                 Ok(outcome) => break outcome,
-                Err(_) => self.watch.note(format!(
-                    "{}: no confirm from the broker for {} s (an alarm of its memory or disk?); waiting",
-                    self.target.exchange,
-                    SILENCE.as_secs()
-                )),
+                Err(_) => self.watch.note(silence(&self.target)),
             }
         };
         match outcome {
@@ -334,6 +338,11 @@ impl<W: Watch> Publisher<W> {
         self.channel = Some(channel);
         Ok(())
     }
+}
+
+fn silence(target: &Target) -> String {
+    let seconds = SILENCE.as_secs();
+    format!("{}: the broker takes nothing for {seconds} s (an alarm of its memory or disk?); waiting", target.exchange)
 }
 
 fn refusal(outcome: lapin::Result<Confirmation>) -> TargetError {

@@ -59,7 +59,7 @@ pub async fn version(shared: &Arc<Shared>, plan: &Plan, forced: bool) -> std::io
     let mut progress = Vec::new();
     for input in open {
         let size = std::fs::metadata(&input.path).map_or(0, |m| m.len());
-        let file = Arc::new(FileProgress::new(input.data_type, input.name(), size));
+        let file = Arc::new(FileProgress::new(&input, size));
         // Until the file's own task has looked at it: the state is saved from the first moment on.
         if let Some(known) = state.version(version).file(input.data_type) {
             file.begin(known.mark);

@@ -267,7 +267,8 @@ mod tests {
 
     #[test]
     fn a_file_that_is_not_finished_is_a_failure() {
-        let progress = Arc::new(FileProgress::new(DataType::Labels, "labels.xml".to_owned(), 0));
+        let labels = Input { path: "labels.xml".into(), data_type: DataType::Labels, version: "20260401".to_owned() };
+        let progress = Arc::new(FileProgress::new(&labels, 0));
         let outcomes = [(progress, Err(FileError::Interrupted))];
         let marks = [(DataType::Labels, mark(7, 0), false), (DataType::Masters, mark(8, 0), false)];
         let summary = summary(&marks, &[], &outcomes);

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use csv::ByteRecord;
+use memchr::memmem;
 
 use crate::input::{Bad, Next, Place, ReadError};
 use crate::jsonl;
@@ -28,7 +29,7 @@ impl<R: Read> CsvReader<R> {
     /// A reader; a row of more than `max_record` bytes ends it.
     pub fn new(source: R, max_record: usize) -> Self {
         let watched = Arc::new(Watched { budget: AtomicUsize::new(max_record), crlf: AtomicBool::new(false) });
-        let source = Limited { inner: source, watched: Arc::clone(&watched), last: None };
+        let source = Limited { inner: source, watched: Arc::clone(&watched), last: None, tail: TAIL };
         let reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(source);
         CsvReader { reader, watched, header: Vec::new(), row: ByteRecord::new(), max_record }
     }
@@ -104,7 +105,21 @@ impl<R: Read> CsvReader<R> {
         Ok(())
     }
 
+    /// Reads a row; false at the end.
     fn read(&mut self) -> Result<bool, ReadError> {
+        let line = self.place().line;
+        if !self.read_row()? || (self.row.len() == 1 && &self.row[0] == END) {
+            return Ok(false);
+        }
+        if self.row.iter().any(|cell| memmem::find(cell, END).is_some()) {
+            return Err(ReadError::Truncated {
+                missing: format!("the end of a quote in the row that begins in line {line}"),
+            });
+        }
+        Ok(true)
+    }
+
+    fn read_row(&mut self) -> Result<bool, ReadError> {
         // What the reader has in its own buffer counts as well, so that the bound is not exact.
         self.watched.budget.store(self.max_record, Ordering::Relaxed);
         self.reader.read_byte_record(&mut self.row).map_err(|e| match e.into_kind() {
@@ -165,7 +180,14 @@ struct Limited<R> {
     watched: Arc<Watched>,
     /// The last byte of the first line that was read.
     last: Option<u8>,
+    /// What is still to be read behind the end.
+    tail: &'static [u8],
 }
+
+/// A row that is put behind the last one: if it is not read as a row, a quote was not closed, which the parser accepts.
+const TAIL: &[u8] = b"\n\x1fend of file\x1f\n";
+/// The text of that row.
+const END: &[u8] = b"\x1fend of file\x1f";
 
 impl<R: Read> Read for Limited<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -174,6 +196,13 @@ impl<R: Read> Read for Limited<R> {
             return Err(io::Error::other("a row is too large: is a quote not closed?"));
         }
         let n = self.inner.read(buffer)?;
+        if n == 0 {
+            let n = self.tail.len().min(buffer.len());
+            let (now, later) = self.tail.split_at(n);
+            buffer[..n].copy_from_slice(now);
+            self.tail = later;
+            return Ok(n);
+        }
         self.watched.budget.store(left.saturating_sub(n), Ordering::Relaxed);
         if self.last != Some(b'\n') {
             let first = buffer[..n].split_inclusive(|b| *b == b'\n').next().unwrap_or_default();

@@ -168,7 +168,7 @@ async fn whole(broker: &common::config::BrokerConfig, directory: &Path, input: &
         progress: Progress::new(Style::None),
         stop: CancellationToken::new(),
     });
-    let progress = Arc::new(FileProgress::new(input.data_type, input.name(), 0));
+    let progress = Arc::new(FileProgress::new(input, 0));
     Ok(extract(&shared, input.clone(), progress).await?)
 }
 

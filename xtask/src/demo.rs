@@ -77,9 +77,9 @@ async fn demo(options: Options) -> Result<(), Error> {
         let port = worker.port().unwrap_or_default();
         println!("   {name}: http://127.0.0.1:{port}/metrics  http://127.0.0.1:{port}/health");
     }
-    // What an earlier run noted as published is of no meaning for tables that are empty again.
+    // What an earlier demo noted as published is published again.
     let state = directory().join("state");
-    if !options.keep && state.exists() {
+    if state.exists() {
         std::fs::remove_dir_all(&state)?;
     }
     let mut loads = Vec::new();

@@ -122,8 +122,13 @@ fn a_record_without_a_usable_id_is_no_message() {
 
 #[test]
 fn a_record_keeps_the_hash_that_it_brings() {
-    let json = r#"{"id":"1","sha256":"it"}"#;
-    assert_eq!(message(of_json(DataType::Labels, json)), r#"{"type":"data","id":"1","sha256":"it","id":"1"}"#);
+    let hash = "0f".repeat(32);
+    let body = |hash: &str| message(of_json(DataType::Labels, &format!(r#"{{"id":"1","sha256":"{hash}"}}"#)));
+    assert_eq!(body(&hash), format!(r#"{{"type":"data","id":"1","sha256":"{hash}","id":"1"}}"#));
+    let computed = message(of_json(DataType::Labels, r#"{"id":"1"}"#));
+    for no_hash in ["", "it", &hash.to_uppercase(), &hash[1..]] {
+        assert_eq!(body(no_hash), computed, "{no_hash}");
+    }
 }
 
 #[test]

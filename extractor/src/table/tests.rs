@@ -157,3 +157,12 @@ fn an_error_comes_after_what_was_before_it() {
     let (all, end) = read(&mut CsvReader::new(source, MAX));
     assert!(!all.is_empty() && end.is_err_and(|e| e.contains("the device is gone")));
 }
+
+#[test]
+fn a_quote_that_is_not_closed_is_an_error_and_no_record() {
+    for text in ["id,a\n1,x\n2,\"y\n3,z\n", "id,a\n1,x\n2,\"y", "a,id\n\"x\",1\n\"y,2\n", "id,a\n1,x\n\"2\",\"y,\n"] {
+        let (all, end) = read(&mut CsvReader::new(text.as_bytes(), MAX));
+        assert_eq!(all.len(), 1, "{text}");
+        assert!(end.is_err_and(|e| e.contains("a quote in the row that begins in line 3")), "{text}");
+    }
+}
