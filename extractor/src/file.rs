@@ -17,7 +17,7 @@ use crate::compress::Compression;
 use crate::input::{Bad, Format, Input, Next, ReadError, Records};
 use crate::message::{Encoder, Outcome, file_complete};
 use crate::progress::{FileProgress, Progress};
-use crate::publish::{self, PublishError, Publisher, Target, Watch};
+use crate::publish::{self, PublishError, Publisher, Target, Watch, missing_queue};
 use crate::rejects::Rejects;
 use crate::rules::Rules;
 use crate::state::{Mark, State, fingerprint};
@@ -43,6 +43,11 @@ pub enum FileError {
     /// The broker refuses its messages.
     #[error("the broker refuses the messages: {0}")]
     Publish(#[from] PublishError),
+    /// A queue was deleted: nobody knows what was in it.
+    #[error(
+        "queue {0} was deleted meanwhile; when it is there again, the next run publishes the file from its beginning"
+    )]
+    QueueDeleted(String),
     /// The rejects file can't be written.
     #[error("the rejects file can't be written: {0}")]
     Rejects(io::Error),
@@ -114,10 +119,18 @@ pub async fn extract(shared: &Arc<Shared>, input: Input, progress: Arc<FileProgr
     let broker = publish::broker(&shared.broker);
     let target = Target::new(&shared.broker.prefix, data_type, &shared.workers);
     let watch = FileWatch { file: Arc::clone(&progress), progress: Arc::clone(&shared.progress) };
-    let mut publisher = Publisher::new(Arc::clone(&broker), target, shared.compression, watch);
+    let mut publisher = Publisher::new(Arc::clone(&broker), target.clone(), shared.compression, watch);
     let published = tokio::select! {
         published = publish_all(&mut publisher, &mut chunks, &progress) => published.map_err(FileError::from),
+        queue = missing_queue(&broker, &target) => Err(FileError::QueueDeleted(queue)),
         () = shared.stop.cancelled() => Err(FileError::Interrupted),
+    };
+    let published = match published {
+        Ok(()) | Err(FileError::Publish(_)) => match target.missing(&broker).await {
+            Some(queue) => Err(FileError::QueueDeleted(queue)),
+            None => published,
+        },
+        other => other,
     };
     drop(chunks); // a reader that still reads finds nobody there
     let outcome = match published {
@@ -125,6 +138,10 @@ pub async fn extract(shared: &Arc<Shared>, input: Input, progress: Arc<FileProgr
             Ok(end) => finish(shared, &input, &mut publisher, end).await,
             Err(e) => Err(e),
         },
+        Err(FileError::QueueDeleted(queue)) => {
+            progress.confirm(Mark::default());
+            Err(FileError::QueueDeleted(queue))
+        }
         Err(e) => {
             // What is under way need not be sent again.
             let _ = timeout(LAST_CONFIRMS, publisher.flush()).await;

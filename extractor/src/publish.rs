@@ -31,6 +31,8 @@ const TOGETHER: usize = 30;
 const REFUSALS: u32 = 8;
 /// Bytes of a frame: small ones keep the client's buffers small, and each file has a connection of its own.
 const FRAME: u32 = 16 * 1024;
+/// How often queues are looked for.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long the first confirm may be missing before that is said.
 const SILENCE: Duration = Duration::from_secs(15);
 
@@ -84,6 +86,27 @@ impl Target {
         Target { data_type, exchange: Topology::new(prefix, "", data_type).data_exchange, queues }
     }
 
+    /// The first of the queues that does not exist. While the broker is away, nothing is known to be missing.
+    pub async fn missing(&self, broker: &Broker) -> Option<String> {
+        let channel = broker.channel().await.ok()?;
+        let mut missing = None;
+        for queue in &self.queues {
+            let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+            let declared = channel.queue_declare(queue.as_str().into(), passive, FieldTable::default());
+            match answered(declared).await {
+                Ok(_) => {}
+                Err(BrokerError::Amqp(e)) if is_not_found(&e) => {
+                    missing = Some(queue.clone());
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        // The broker has closed it already if a queue is missing.
+        let _ = answered(channel.close(200, "looked".into())).await;
+        missing
+    }
+
     /// Declares the exchange and makes sure that the queues exist and are bound to it. Binding is what the worker itself
     /// does, with the same routing key; AMQP has no way to only ask.
     ///
@@ -109,6 +132,22 @@ impl Target {
         }
         answered(channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok(channel)
+    }
+}
+
+/// Looks every second whether a target's queues are still there, and returns the name of one that is not, twice in a row.
+/// What was confirmed for a queue that somebody deleted is gone, and the broker tells only if no other queue is bound.
+pub async fn missing_queue(broker: &Broker, target: &Target) -> String {
+    let mut last = None;
+    loop {
+        sleep(LOOK).await;
+        let missing = target.missing(broker).await;
+        if let Some(queue) = &missing
+            && missing == last
+        {
+            return queue.clone();
+        }
+        last = missing;
     }
 }
 

@@ -102,6 +102,9 @@ pub async fn version(shared: &Arc<Shared>, plan: &Plan, forced: bool) -> std::io
 
     let before = state.before(version);
     let mut summary = Summary::new(plan, &state.version(version), before, &outcomes, started.elapsed());
+    for failure in forget_what_is_gone(shared, version).await {
+        summary.failures.push(failure);
+    }
     if is_whole(&state.version(version)) {
         match announce(shared, version).await {
             Ok(()) => {
@@ -113,6 +116,21 @@ pub async fn version(shared: &Arc<Shared>, plan: &Plan, forced: bool) -> std::io
         }
     }
     Ok(Done::Now(summary))
+}
+
+/// If a queue was deleted, what was published of its type may be lost, however complete: the next run begins it anew.
+async fn forget_what_is_gone(shared: &Shared, version: &str) -> Vec<String> {
+    let broker = publish::broker(&shared.broker);
+    let mut failures = Vec::new();
+    for (data_type, _) in shared.state.version(version).counts() {
+        let target = Target::new(&shared.broker.prefix, data_type, &shared.workers);
+        if let Some(queue) = target.missing(&broker).await {
+            shared.state.update(version, data_type, |file| (file.mark, file.complete) = (Mark::default(), false));
+            failures.push(format!("{data_type}: {}", FileError::QueueDeleted(queue)));
+        }
+    }
+    broker.close().await;
+    failures
 }
 
 /// Whether all four files are complete.

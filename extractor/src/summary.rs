@@ -146,7 +146,8 @@ impl Summary {
             let _ = writeln!(out, "  error: {failure}");
         }
         if !self.failures.is_empty() {
-            let _ = writeln!(out, "  Nothing that is confirmed is sent again: repair what is wrong and run it again.");
+            let _ =
+                writeln!(out, "  Repair what is wrong and run it again: it goes on behind the last confirmed record.");
         }
         if self.announced {
             let _ = writeln!(out, "  All four types are published; the workers were told (extraction_complete).");
