@@ -41,11 +41,7 @@ pub enum To {
 /// # Errors
 /// What went wrong, for a person.
 pub fn run(args: &ConvertArgs) -> Result<(), String> {
-    let wanted = Wanted {
-        paths: vec![args.path.clone()],
-        version: Some("00000000".to_owned()), // of no meaning here
-        data_type: args.data_type,
-    };
+    let wanted = Wanted::file(&args.path, args.data_type);
     let input = plan(&wanted)?.remove(0).inputs.remove(0);
     let mut out = BufWriter::new(io::stdout().lock());
     let bad = match args.to {

@@ -30,11 +30,7 @@ pub struct InspectArgs {
 /// What went wrong, for a person.
 pub fn run(args: &InspectArgs) -> Result<(), String> {
     for path in &args.paths {
-        let wanted = Wanted {
-            paths: vec![path.clone()],
-            version: Some("00000000".to_owned()), // of no meaning here
-            data_type: args.data_type,
-        };
+        let wanted = Wanted::file(path, args.data_type);
         if path.is_dir() {
             return Err(format!("{} is a folder: give files", path.display()));
         }

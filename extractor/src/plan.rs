@@ -26,6 +26,13 @@ pub struct Wanted {
     pub data_type: Option<DataType>,
 }
 
+impl Wanted {
+    /// One file, to be looked into: its date is of no meaning.
+    pub fn file(path: &Path, data_type: Option<DataType>) -> Self {
+        Wanted { paths: vec![path.to_owned()], version: Some("00000000".to_owned()), data_type }
+    }
+}
+
 /// Packings that a file's name may tell, longest first.
 const ENDINGS: [&str; 12] = [
     ".xml.gz",

@@ -91,11 +91,9 @@ impl Target {
         let channel = broker.channel().await.ok()?;
         let mut missing = None;
         for queue in &self.queues {
-            let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-            let declared = channel.queue_declare(queue.as_str().into(), passive, FieldTable::default());
-            match answered(declared).await {
-                Ok(_) => {}
-                Err(BrokerError::Amqp(e)) if is_not_found(&e) => {
+            match exists(&channel, queue).await {
+                Ok(true) => {}
+                Ok(false) => {
                     missing = Some(queue.clone());
                     break;
                 }
@@ -119,13 +117,10 @@ impl Target {
         answered(channel.exchange_declare(exchange.into(), ExchangeKind::Fanout, durable, FieldTable::default()))
             .await?;
         for queue in &self.queues {
-            let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-            let name = queue.as_str();
-            match answered(channel.queue_declare(name.into(), passive, FieldTable::default())).await {
-                Ok(_) => {}
-                Err(BrokerError::Amqp(e)) if is_not_found(&e) => return Err(TargetError::Missing(queue.clone())),
-                Err(e) => return Err(e.into()),
+            if !exists(&channel, queue).await? {
+                return Err(TargetError::Missing(queue.clone()));
             }
+            let name = queue.as_str();
             let bind = QueueBindOptions::default();
             answered(channel.queue_bind(name.into(), exchange.into(), name.into(), bind, FieldTable::default()))
                 .await?;
@@ -151,8 +146,14 @@ pub async fn missing_queue(broker: &Broker, target: &Target) -> String {
     }
 }
 
-fn is_not_found(e: &lapin::Error) -> bool {
-    matches!(e.kind(), ErrorKind::ProtocolError(e) if e.get_id() == 404)
+/// Whether a queue exists. If not, the broker has closed the channel.
+async fn exists(channel: &Channel, queue: &str) -> Result<bool, BrokerError> {
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    match answered(channel.queue_declare(queue.into(), passive, FieldTable::default())).await {
+        Ok(_) => Ok(true),
+        Err(BrokerError::Amqp(e)) if matches!(e.kind(), ErrorKind::ProtocolError(e) if e.get_id() == 404) => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 /// A message that is not confirmed yet.

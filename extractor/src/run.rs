@@ -105,6 +105,7 @@ pub async fn version(shared: &Arc<Shared>, plan: &Plan, forced: bool) -> std::io
     for failure in forget_what_is_gone(shared, version).await {
         summary.failures.push(failure);
     }
+    state.save()?;
     if is_whole(&state.version(version)) {
         match announce(shared, version).await {
             Ok(()) => {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::DataType;
-use extractor::generate::{Kind, Spec, write};
+use extractor::generate::{Spec, write};
 use extractor::input::{Input, Next, Records};
 use extractor::message::{Encoder, Outcome, hex};
 use extractor::rules::Rules;
@@ -73,10 +73,10 @@ impl Folder {
     /// The dump of any month, under any date.
     pub fn generate_month(&self, spec: &Spec, date: &str) -> Result<Bodies, Error> {
         let mut all = Bodies::default();
-        for (kind, data_type) in Kind::ALL.into_iter().zip(DataType::ALL) {
+        for data_type in DataType::ALL {
             let path = self.path.join(format!("discogs_{date}_{data_type}.xml.gz"));
             let mut out = GzEncoder::new(File::create(&path)?, Compression::fast());
-            write(spec, kind, &mut out)?;
+            write(spec, data_type, &mut out)?;
             out.finish()?.flush()?;
             all[data_type.index()] = bodies(&path, data_type)?;
         }

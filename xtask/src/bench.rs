@@ -10,9 +10,8 @@ use common::config::Env;
 use common::{DataType, Topology};
 use extractor::compress::Compression;
 use extractor::file::{CHUNK, Shared, extract};
-use extractor::generate::{self, Kind, Spec};
-use extractor::input::{Input, Next, Records};
-use extractor::message::{Encoder, Outcome};
+use extractor::generate::{self, Spec};
+use extractor::input::{Input, Records};
 use extractor::progress::{FileProgress, Progress, Style};
 use extractor::publish::{Publisher, Target, Watch};
 use extractor::state::{Mark, State};
@@ -22,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::demo::step;
+use crate::sample::each_message;
 use crate::services::{Services, root};
 
 /// What to measure.
@@ -56,11 +56,10 @@ async fn bench(options: &Options) -> Result<(), Error> {
     let env = services.0.clone().into_iter().chain([("DISCOGS_EXCHANGE_PREFIX".to_owned(), PREFIX.to_owned())]);
     let (config, _) = extractor::config::read(Env::from_values(&extractor::config::TABLES, env))?;
     println!("records/s, median of {} rounds (all rounds: lowest to highest)", options.rounds);
-    for (kind, data_type, records) in [
-        (Kind::Releases, DataType::Releases, options.releases * 100 / 56),
-        (Kind::Artists, DataType::Artists, options.releases * 200 / 29),
-    ] {
-        let input = input(&directory, kind, data_type, records)?;
+    for (data_type, records) in
+        [(DataType::Releases, options.releases * 100 / 56), (DataType::Artists, options.releases * 200 / 29)]
+    {
+        let input = input(&directory, data_type, records)?;
         let bodies = bodies(&input)?;
         let bytes: usize = bodies.iter().map(Vec::len).sum();
         step(&format!("{} {data_type}, {} bytes of JSON each", bodies.len(), bytes / bodies.len().max(1)));
@@ -93,11 +92,11 @@ async fn bench(options: &Options) -> Result<(), Error> {
     Ok(())
 }
 
-fn input(directory: &Path, kind: Kind, data_type: DataType, records: usize) -> Result<Input, Error> {
+fn input(directory: &Path, data_type: DataType, records: usize) -> Result<Input, Error> {
     let path = directory.join(format!("discogs_20260101_{data_type}.xml.gz"));
     let spec = Spec { seed: 1, records, month: 1, changed: 0.0, removed: 0.0 };
     let mut out = GzEncoder::new(std::fs::File::create(&path)?, flate2::Compression::default());
-    generate::write(&spec, kind, &mut out)?;
+    generate::write(&spec, data_type, &mut out)?;
     out.finish()?;
     Ok(Input { path, data_type, version: "20260101".to_owned() })
 }
@@ -115,16 +114,8 @@ fn bodies(input: &Input) -> Result<Vec<Vec<u8>>, Error> {
     Ok(bodies)
 }
 
-fn each(input: &Input, mut take: impl FnMut(Vec<u8>)) -> Result<(), Error> {
-    let mut records = Records::open(input, None, Arc::default())?;
-    let mut encoder = Encoder::new(input.data_type, None);
-    loop {
-        match records.next(|record| encoder.encode(record))? {
-            Next::Record(Outcome::Message(body), _) => take(body),
-            Next::End => return Ok(()),
-            other => return Err(format!("not a message: {other:?}").into()),
-        }
-    }
+fn each(input: &Input, take: impl FnMut(Vec<u8>)) -> Result<(), Error> {
+    each_message(Records::open(input, None, Arc::default())?, input.data_type, take)
 }
 
 struct Silent;

@@ -1,7 +1,7 @@
 //! Generated messages in memory, for the tests: a generated dump, read as the extractor reads it.
 
 use common::DataType;
-use extractor::generate::{self, Kind};
+use extractor::generate;
 use extractor::input::{Format, Next, Records};
 use extractor::message::{self, Encoder, Outcome};
 
@@ -39,26 +39,38 @@ pub fn next_month(spec: &Spec, changed: f64, removed: f64) -> Sample {
 }
 
 fn month(spec: &generate::Spec) -> Sample {
-    let bodies =
-        |kind, data_type| bodies(spec, kind, data_type).unwrap_or_else(|e| panic!("generated {data_type}: {e}"));
+    let bodies = |data_type| bodies(spec, data_type).unwrap_or_else(|e| panic!("generated {data_type}: {e}"));
     Sample {
-        artists: bodies(Kind::Artists, DataType::Artists),
-        labels: bodies(Kind::Labels, DataType::Labels),
-        masters: bodies(Kind::Masters, DataType::Masters),
-        releases: bodies(Kind::Releases, DataType::Releases),
+        artists: bodies(DataType::Artists),
+        labels: bodies(DataType::Labels),
+        masters: bodies(DataType::Masters),
+        releases: bodies(DataType::Releases),
     }
 }
 
-fn bodies(spec: &generate::Spec, kind: Kind, data_type: DataType) -> Result<Vec<Vec<u8>>, crate::Error> {
+fn bodies(spec: &generate::Spec, data_type: DataType) -> Result<Vec<Vec<u8>>, crate::Error> {
     let mut xml = Vec::new();
-    generate::write(spec, kind, &mut xml)?;
-    let mut records = Records::from_reader(Box::new(std::io::Cursor::new(xml)), data_type, Some(Format::Xml))?;
-    let mut encoder = Encoder::new(data_type, None);
+    generate::write(spec, data_type, &mut xml)?;
     let mut bodies = Vec::new();
+    let records = Records::from_reader(Box::new(std::io::Cursor::new(xml)), data_type, Some(Format::Xml))?;
+    each_message(records, data_type, |body| bodies.push(body))?;
+    Ok(bodies)
+}
+
+/// Calls `take` with the message of each record, as the extractor makes it.
+///
+/// # Errors
+/// If a record can't be a message.
+pub fn each_message(
+    mut records: Records,
+    data_type: DataType,
+    mut take: impl FnMut(Vec<u8>),
+) -> Result<(), crate::Error> {
+    let mut encoder = Encoder::new(data_type, None);
     loop {
         match records.next(|record| encoder.encode(record))? {
-            Next::Record(Outcome::Message(body), _) => bodies.push(body),
-            Next::End => return Ok(bodies),
+            Next::Record(Outcome::Message(body), _) => take(body),
+            Next::End => return Ok(()),
             other => return Err(format!("not a message: {other:?}").into()),
         }
     }

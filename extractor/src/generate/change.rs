@@ -1,18 +1,18 @@
 //! What becomes of a record from one month to the next.
 
-use super::Kind;
 use super::maker::Maker;
 use super::words::TITLE;
 use super::world::few;
 use super::xml::Element;
+use common::DataType;
 
 /// All fields in the order of the dumps.
-fn order(kind: Kind) -> &'static str {
+fn order(kind: DataType) -> &'static str {
     match kind {
-        Kind::Artists => "images id name realname profile data_quality urls namevariations aliases members groups",
-        Kind::Labels => "images id name contactinfo profile data_quality parentLabel urls sublabels",
-        Kind::Masters => "main_release images artists genres styles notes year title data_quality videos",
-        Kind::Releases => {
+        DataType::Artists => "images id name realname profile data_quality urls namevariations aliases members groups",
+        DataType::Labels => "images id name contactinfo profile data_quality parentLabel urls sublabels",
+        DataType::Masters => "main_release images artists genres styles notes year title data_quality videos",
+        DataType::Releases => {
             "images artists title labels series extraartists formats genres styles country released notes data_quality \
              master_id tracklist identifiers videos companies"
         }
@@ -20,12 +20,12 @@ fn order(kind: Kind) -> &'static str {
 }
 
 /// The fields that change.
-fn changing(kind: Kind) -> &'static [&'static str] {
+fn changing(kind: DataType) -> &'static [&'static str] {
     match kind {
-        Kind::Artists => &["name", "profile", "members", "groups", "aliases", "aliases"],
-        Kind::Labels => &["name", "contactinfo", "parentLabel", "sublabels"],
-        Kind::Masters => &["title", "year", "artists", "genres", "styles"],
-        Kind::Releases => {
+        DataType::Artists => &["name", "profile", "members", "groups", "aliases", "aliases"],
+        DataType::Labels => &["name", "contactinfo", "parentLabel", "sublabels"],
+        DataType::Masters => &["title", "year", "artists", "genres", "styles"],
+        DataType::Releases => {
             &["title", "notes", "released", "artists", "labels", "extraartists", "genres", "styles", "master_id"]
         }
     }
@@ -33,7 +33,7 @@ fn changing(kind: Kind) -> &'static [&'static str] {
 
 impl Maker<'_> {
     /// Another value for one to three fields that show in graph or tables, or a field less.
-    pub(super) fn change(&mut self, kind: Kind, record: &mut Element) {
+    pub(super) fn change(&mut self, kind: DataType, record: &mut Element) {
         let before = record.clone();
         for _ in 0..=few(&mut self.rng, 0.3, 2) {
             let fields = changing(kind);
@@ -51,18 +51,18 @@ impl Maker<'_> {
         }
     }
 
-    fn change_field(&mut self, kind: Kind, field: &'static str, record: &mut Element) {
+    fn change_field(&mut self, kind: DataType, field: &'static str, record: &mut Element) {
         let item = match field {
-            "members" | "groups" | "aliases" => self.another(Kind::Artists),
-            "sublabels" => self.another(Kind::Labels),
-            "parentLabel" => Element { name: field, ..self.another(Kind::Labels) },
+            "members" | "groups" | "aliases" => self.another(DataType::Artists),
+            "sublabels" => self.another(DataType::Labels),
+            "parentLabel" => Element { name: field, ..self.another(DataType::Labels) },
             "artists" => self.performer(),
             "labels" => self.label_item(),
             "extraartists" => self.credited(),
             "genres" => Element::text("genre", self.genre()),
             "styles" => Element::text("style", self.style("")),
             "master_id" => {
-                let id = self.world.reference(Kind::Masters, &mut self.rng);
+                let id = self.world.reference(DataType::Masters, &mut self.rng);
                 Element::text(field, id.to_string()).with("is_main_release", "false")
             }
             "year" | "released" => Element::text(field, self.rng.u16(1950..2027).to_string()),
@@ -83,14 +83,14 @@ impl Maker<'_> {
         }
     }
 
-    fn another(&mut self, kind: Kind) -> Element {
+    fn another(&mut self, kind: DataType) -> Element {
         let id = self.world.reference(kind, &mut self.rng);
         self.relative(kind, id)
     }
 }
 
 /// Replaces the field, or adds it where the dumps have it.
-fn put(kind: Kind, record: &mut Element, field: Element) {
+fn put(kind: DataType, record: &mut Element, field: Element) {
     let place = |name| order(kind).split(' ').position(|other| other == name);
     match record.children.iter_mut().find(|child| child.name == field.name) {
         Some(child) => *child = field,

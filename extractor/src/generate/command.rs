@@ -9,8 +9,9 @@ use flate2::write::GzEncoder;
 use indicatif::{HumanBytes, HumanCount};
 use sha2::{Digest, Sha256};
 
-use super::{Kind, Spec, write};
+use super::{Spec, write};
 use crate::message::hex;
+use common::DataType;
 
 /// What to generate.
 #[derive(Clone, Debug, Args)]
@@ -68,7 +69,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), String> {
     };
     fs::create_dir_all(&args.out).map_err(named)?;
     let mut sums = String::new();
-    for kind in Kind::ALL {
+    for kind in DataType::ALL {
         let name = format!("discogs_{dump}_{}.xml{}", kind.name(), if args.plain { "" } else { ".gz" });
         let mut file =
             Summed { inner: BufWriter::new(File::create(args.out.join(&name)).map_err(named)?), hash: Sha256::new() };

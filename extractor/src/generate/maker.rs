@@ -1,24 +1,24 @@
 //! Random words, texts and choices, from a stream that belongs to one record or name.
 
-use super::Kind;
 use super::words::*;
 use super::world::{VARIOUS, World, few, skewed};
 use super::xml::Text;
+use common::DataType;
 use fastrand::Rng;
 
 /// What random numbers are about. Each has its own stream, so that none depends on how many another took.
 #[derive(Clone, Copy)]
 pub(super) enum Stream {
-    Record(Kind),
-    Name(Kind),
-    Id(Kind),
-    Fate(Kind),
-    Relations(Kind),
+    Record(DataType),
+    Name(DataType),
+    Id(DataType),
+    Fate(DataType),
+    Relations(DataType),
     /// What a master and its releases have in common.
     Work,
     Band,
     /// What a record changes in a month.
-    Change(Kind, u32),
+    Change(DataType, u32),
 }
 
 impl Stream {
@@ -52,11 +52,11 @@ impl World {
     }
 
     /// The name that all references to an artist or label agree on.
-    pub(super) fn name(&self, kind: Kind, id: u64) -> Text {
+    pub(super) fn name(&self, kind: DataType, id: u64) -> Text {
         let templates = match kind {
-            Kind::Artists if id == VARIOUS => return "Various".into(),
-            Kind::Artists if self.is_band(id) => &BAND_NAME,
-            Kind::Artists => &PERSON,
+            DataType::Artists if id == VARIOUS => return "Various".into(),
+            DataType::Artists if self.is_band(id) => &BAND_NAME,
+            DataType::Artists => &PERSON,
             _ => &COMPANY,
         };
         self.maker(Stream::Name(kind), id).fill(templates).into()

@@ -22,6 +22,8 @@ mod xml;
 
 use maker::{Maker, Stream};
 use std::io;
+
+use common::DataType;
 use world::World;
 
 /// How much to generate, from which seed.
@@ -42,34 +44,6 @@ pub struct Spec {
     pub removed: f64,
 }
 
-/// A type of records, each with a file of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Persons and groups.
-    Artists,
-    /// Labels, and companies of all kinds.
-    Labels,
-    /// What the releases of one work have in common.
-    Masters,
-    /// What was released.
-    Releases,
-}
-
-impl Kind {
-    /// In the order of Discogs' list of files.
-    pub const ALL: [Self; 4] = [Self::Artists, Self::Labels, Self::Masters, Self::Releases];
-
-    /// As in the name of the file and its root element: `artists`.
-    pub fn name(self) -> &'static str {
-        ["artists", "labels", "masters", "releases"][self as usize]
-    }
-
-    /// The element of one record: `artist`.
-    pub fn tag(self) -> &'static str {
-        ["artist", "label", "master", "release"][self as usize]
-    }
-}
-
 /// What went into a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
@@ -84,7 +58,7 @@ const CHUNK: usize = 64 * 1024;
 
 /// Writes the file of one type as the real ones are: no XML declaration, `<artists>`, each record at a line start
 /// (line breaks inside a text are raw), `</artists>`. Ids ascend, with gaps.
-pub fn write(spec: &Spec, kind: Kind, out: &mut impl io::Write) -> io::Result<Written> {
+pub fn write(spec: &Spec, kind: DataType, out: &mut impl io::Write) -> io::Result<Written> {
     let world = World::new(spec);
     let mut neighbours = world.neighbours(kind, 0);
     let mut text = format!("<{}>\n", kind.name());

@@ -1,11 +1,11 @@
 //! What records consist of: credits, tracks, formats, relatives, videos.
 
-use super::Kind;
 use super::maker::Maker;
 use super::records::rare;
 use super::words::*;
 use super::world::{Neighbours, VARIOUS, few};
 use super::xml::{Element, Text};
+use common::DataType;
 
 impl Maker<'_> {
     /// How the old layout writes what the new one leaves out.
@@ -38,7 +38,7 @@ impl Maker<'_> {
     pub(super) fn relatives(
         &mut self,
         field: &'static str,
-        kind: Kind,
+        kind: DataType,
         index: usize,
         neighbours: &Neighbours,
     ) -> Option<Element> {
@@ -49,7 +49,7 @@ impl Maker<'_> {
         if ids.is_empty() {
             return None;
         }
-        if kind == Kind::Artists && self.chance(0.001) {
+        if kind == DataType::Artists && self.chance(0.001) {
             ids.push(0);
         }
         // Before 2025 the id of a member stood before its name, too, or instead of the name's attribute.
@@ -69,20 +69,20 @@ impl Maker<'_> {
     }
 
     /// `<name id="1">A</name>`, or `<label id="1">A</label>`.
-    pub(super) fn relative(&self, kind: Kind, id: u64) -> Element {
-        let tag = if kind == Kind::Labels { "label" } else { "name" };
+    pub(super) fn relative(&self, kind: DataType, id: u64) -> Element {
+        let tag = if kind == DataType::Labels { "label" } else { "name" };
         Element::text(tag, self.world.name(kind, id)).with("id", id.to_string())
     }
 
     /// A main artist, of a release or a track.
     pub(super) fn performer(&mut self) -> Element {
-        let id = self.world.reference(Kind::Artists, &mut self.rng);
+        let id = self.world.reference(DataType::Artists, &mut self.rng);
         self.credit(Some(id), None, None)
     }
 
     /// Somebody with a role, rather a person than a group. About 1 % have a name only.
     pub(super) fn credited(&mut self) -> Element {
-        let candidates = [(); 2].map(|()| self.world.reference(Kind::Artists, &mut self.rng));
+        let candidates = [(); 2].map(|()| self.world.reference(DataType::Artists, &mut self.rng));
         let id = candidates.into_iter().find(|&id| !self.world.is_band(id)).unwrap_or(candidates[0]);
         let id = if self.chance(0.004) { VARIOUS } else { id };
         let linked = self.chance(0.99).then_some(id);
@@ -93,7 +93,7 @@ impl Maker<'_> {
     /// An entry of an artist or credit list. Without a link to an artist: id 0 in the old layout, none in the new.
     pub(super) fn credit(&mut self, id: Option<u64>, join: Option<&'static str>, role: Option<String>) -> Element {
         let name = match id {
-            Some(id) => self.world.name(Kind::Artists, id),
+            Some(id) => self.world.name(DataType::Artists, id),
             None => self.fill(&PERSON).into(),
         };
         let number = id.or(self.old.then_some(0));
@@ -126,14 +126,14 @@ impl Maker<'_> {
     }
 
     pub(super) fn label_item(&mut self) -> Element {
-        let id = self.world.reference(Kind::Labels, &mut self.rng);
-        let item = Element::empty("label").with("name", self.world.name(Kind::Labels, id));
+        let id = self.world.reference(DataType::Labels, &mut self.rng);
+        let item = Element::empty("label").with("name", self.world.name(DataType::Labels, id));
         let item = item.with("catno", self.fill(&CATNO));
         if self.chance(0.003) { item } else { item.with("id", id.to_string()) }
     }
 
     pub(super) fn series(&mut self) -> Element {
-        let id = self.world.reference(Kind::Labels, &mut self.rng);
+        let id = self.world.reference(DataType::Labels, &mut self.rng);
         let series = Element::empty("series").with("name", self.fill(&TITLE)).with("catno", self.fill(&CATNO));
         series.with("id", id.to_string())
     }
@@ -172,7 +172,7 @@ impl Maker<'_> {
 
     /// Nearly always with an id; all but 1 in 10,000 of the real ones.
     pub(super) fn company(&mut self) -> Element {
-        let id = self.world.reference(Kind::Labels, &mut self.rng);
+        let id = self.world.reference(DataType::Labels, &mut self.rng);
         let linked = self.chance(0.9999);
         let (code, role) = self.common(&COMPANIES).split_once('=').unwrap_or_default();
         let old = self.old && linked;
@@ -180,7 +180,7 @@ impl Maker<'_> {
             "company",
             [
                 linked.then(|| Element::text("id", id.to_string())),
-                Some(Element::text("name", self.world.name(Kind::Labels, id))),
+                Some(Element::text("name", self.world.name(DataType::Labels, id))),
                 self.old.then(|| Element::text("catno", "")),
                 Some(Element::text("entity_type", code)),
                 Some(Element::text("entity_type_name", role)),

@@ -1,10 +1,10 @@
 //! The four kinds of records, with their fields in the order of the dumps.
 
-use super::Kind;
 use super::maker::{Maker, Stream};
 use super::words::*;
 use super::world::{Neighbours, VARIOUS, skewed};
 use super::xml::{Element, Text};
+use common::DataType;
 
 /// What a master and its releases have in common.
 struct Work {
@@ -22,12 +22,12 @@ pub(super) fn rare(index: usize, first: usize, period: usize) -> bool {
 }
 
 impl Maker<'_> {
-    pub(super) fn record(&mut self, kind: Kind, index: usize, neighbours: &Neighbours) -> Element {
+    pub(super) fn record(&mut self, kind: DataType, index: usize, neighbours: &Neighbours) -> Element {
         match kind {
-            Kind::Artists => self.artist(index, neighbours),
-            Kind::Labels => self.label(index, neighbours),
-            Kind::Masters => self.master(index),
-            Kind::Releases => self.release(index),
+            DataType::Artists => self.artist(index, neighbours),
+            DataType::Labels => self.label(index, neighbours),
+            DataType::Masters => self.master(index),
+            DataType::Releases => self.release(index),
         }
     }
 
@@ -35,7 +35,8 @@ impl Maker<'_> {
         // More than half are known by name only; what the others have, they tend to have together.
         let known = if self.chance(0.45) { 1.0 / 0.45 } else { 0.0 };
         // Real, too: an artist whose name is a single no-break space.
-        let name = if rare(index, 156, 5_000_000) { "\u{a0}".into() } else { self.world.name(Kind::Artists, self.id) };
+        let name =
+            if rare(index, 156, 5_000_000) { "\u{a0}".into() } else { self.world.name(DataType::Artists, self.id) };
         Element::of(
             "artist",
             [
@@ -48,24 +49,24 @@ impl Maker<'_> {
                 self.urls(0.145 * known, 2.0),
                 self.list(0.26 * known, 2.2, |m| Element::text("name", m.fill(&VARIATION)))
                     .map(|names| Element::parent("namevariations", names)),
-                self.relatives("aliases", Kind::Artists, index, neighbours),
-                self.relatives("members", Kind::Artists, index, neighbours),
-                self.relatives("groups", Kind::Artists, index, neighbours),
+                self.relatives("aliases", DataType::Artists, index, neighbours),
+                self.relatives("members", DataType::Artists, index, neighbours),
+                self.relatives("groups", DataType::Artists, index, neighbours),
             ],
         )
     }
 
     fn label(&mut self, index: usize, neighbours: &Neighbours) -> Element {
         // Label 212, the only one of its kind, has no name at all.
-        let name = (!rare(index, 211, 2_000_000)).then(|| self.world.name(Kind::Labels, self.id));
+        let name = (!rare(index, 211, 2_000_000)).then(|| self.world.name(DataType::Labels, self.id));
         let known = if self.chance(0.4) { 1.0 / 0.4 } else { 0.0 };
-        let mut sublabels = self.relatives("sublabels", Kind::Labels, index, neighbours);
+        let mut sublabels = self.relatives("sublabels", DataType::Labels, index, neighbours);
         if let Some(list) = &mut sublabels
             && self.chance(0.08)
         {
             list.children.insert(self.rng.usize(..=list.children.len()), Element::empty("label"));
         }
-        let parent = self.relatives("parentLabel", Kind::Labels, index, neighbours);
+        let parent = self.relatives("parentLabel", DataType::Labels, index, neighbours);
         Element::of(
             "label",
             [
@@ -84,7 +85,7 @@ impl Maker<'_> {
 
     fn master(&mut self, index: usize) -> Element {
         let mut work = self.world.maker(Stream::Work, self.id).work();
-        let main = self.world.id(Kind::Releases, self.world.main_release(index));
+        let main = self.world.id(DataType::Releases, self.world.main_release(index));
         let year = if self.chance(0.03) { 0 } else { work.year };
         let artists = self.main_artists(&work);
         Element::of(
@@ -106,8 +107,8 @@ impl Maker<'_> {
     }
 
     fn release(&mut self, index: usize) -> Element {
-        let main = self.world.main_of(index).filter(|_| self.chance(0.9)).map(|m| self.world.id(Kind::Masters, m));
-        let other = self.maybe(0.54, |m| m.world.reference(Kind::Masters, &mut m.rng));
+        let main = self.world.main_of(index).filter(|_| self.chance(0.9)).map(|m| self.world.id(DataType::Masters, m));
+        let other = self.maybe(0.54, |m| m.world.reference(DataType::Masters, &mut m.rng));
         let master = main.or(other);
         let mut work = match master {
             Some(id) => self.world.maker(Stream::Work, id).work(),
@@ -155,7 +156,7 @@ impl Maker<'_> {
     }
 
     fn work(&mut self) -> Work {
-        let artists = self.list(1.0, 0.3, |m| m.world.reference(Kind::Artists, &mut m.rng)).unwrap_or_default();
+        let artists = self.list(1.0, 0.3, |m| m.world.reference(DataType::Artists, &mut m.rng)).unwrap_or_default();
         let mut genres = self.list(1.0, 0.4, Self::genre).unwrap_or_default();
         let mut styles = self.list(0.88, 0.8, |m| m.style(genres[0])).unwrap_or_default();
         genres.sort_unstable();

@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 const SPEC: Spec = Spec { seed: 1, records: 2000, month: 1, changed: 0.2, removed: 0.1 };
 
-fn file(spec: &Spec, kind: Kind) -> String {
+fn file(spec: &Spec, kind: DataType) -> String {
     let mut bytes = Vec::new();
     let written = write(spec, kind, &mut bytes).unwrap();
     let text = String::from_utf8(bytes).unwrap();
@@ -12,18 +12,18 @@ fn file(spec: &Spec, kind: Kind) -> String {
 }
 
 /// The records of a file with their ids, in the file's order.
-fn records(text: &str, kind: Kind) -> Vec<(u64, &str)> {
+fn records(text: &str, kind: DataType) -> Vec<(u64, &str)> {
     let body = text.strip_prefix(&format!("<{}>", kind.name())).unwrap();
     let body = body.strip_suffix(&format!("\n</{}>\n", kind.name())).unwrap();
-    let mark = format!("\n<{}", kind.tag());
-    let own = if matches!(kind, Kind::Artists | Kind::Labels) { "<id>" } else { " id=\"" };
+    let mark = format!("\n<{}", kind.name().trim_end_matches('s'));
+    let own = if matches!(kind, DataType::Artists | DataType::Labels) { "<id>" } else { " id=\"" };
     let mut starts: Vec<_> = body.match_indices(&mark).map(|(at, _)| at).collect();
     starts.push(body.len());
     let records = starts.windows(2).map(|w| &body[w[0] + 1..w[1]]);
     records.map(|record| (between(record, own), record)).collect()
 }
 
-fn records_by_id(text: &str, kind: Kind) -> BTreeMap<u64, &str> {
+fn records_by_id(text: &str, kind: DataType) -> BTreeMap<u64, &str> {
     records(text, kind).into_iter().collect()
 }
 
@@ -67,7 +67,7 @@ fn well_formed(text: &str) -> bool {
 
 #[test]
 fn a_seed_gives_the_same_bytes() {
-    for kind in Kind::ALL {
+    for kind in DataType::ALL {
         let third = Spec { month: 3, ..SPEC };
         assert_eq!(file(&third, kind), file(&third, kind));
         assert_ne!(file(&SPEC, kind), file(&Spec { seed: 2, ..SPEC }, kind));
@@ -77,7 +77,7 @@ fn a_seed_gives_the_same_bytes() {
 #[test]
 fn the_types_have_their_shares() {
     let sizes =
-        |records| Kind::ALL.map(|kind| write(&Spec { records, ..SPEC }, kind, &mut io::sink()).unwrap().records);
+        |records| DataType::ALL.map(|kind| write(&Spec { records, ..SPEC }, kind, &mut io::sink()).unwrap().records);
     assert_eq!(sizes(2000), [580, 140, 160, 1120]);
     assert_eq!(sizes(0), [1; 4]);
 }
@@ -85,7 +85,7 @@ fn the_types_have_their_shares() {
 #[test]
 fn records_are_about_as_large_as_the_real_ones() {
     let spec = Spec { records: 20_000, ..SPEC };
-    for (kind, sizes) in Kind::ALL.into_iter().zip([170..290, 170..240, 900..1400, 3000..3700]) {
+    for (kind, sizes) in DataType::ALL.into_iter().zip([170..290, 170..240, 900..1400, 3000..3700]) {
         let written = write(&spec, kind, &mut io::sink()).unwrap();
         assert!(sizes.contains(&(written.bytes / written.records)), "{kind:?} {written:?}");
     }
@@ -93,14 +93,14 @@ fn records_are_about_as_large_as_the_real_ones() {
 
 #[test]
 fn files_are_well_formed_and_ids_ascend() {
-    for kind in Kind::ALL {
+    for kind in DataType::ALL {
         for month in 1..=3 {
             let text = file(&Spec { month, ..SPEC }, kind);
             assert!(well_formed(&text));
             let mut last = 0;
             for (id, record) in records(&text, kind) {
                 assert!(well_formed(record));
-                assert!(id > last && (kind, id) != (Kind::Artists, world::VARIOUS));
+                assert!(id > last && (kind, id) != (DataType::Artists, world::VARIOUS));
                 last = id;
             }
         }
@@ -111,7 +111,7 @@ fn files_are_well_formed_and_ids_ascend() {
 
 #[test]
 fn months_differ_as_much_as_asked() {
-    for kind in Kind::ALL {
+    for kind in DataType::ALL {
         let months = [1, 2, 3].map(|month| file(&Spec { month, ..SPEC }, kind));
         let [first, second, third] = months.each_ref().map(|text| records_by_id(text, kind));
         let births = first.len().div_ceil(100);
@@ -135,7 +135,7 @@ fn months_differ_as_much_as_asked() {
 
 #[test]
 fn without_changes_a_month_only_grows() {
-    for kind in Kind::ALL {
+    for kind in DataType::ALL {
         let [first, second] = [1, 2].map(|month| file(&Spec { month, changed: 0.0, removed: 0.0, ..SPEC }, kind));
         let end = format!("</{}>\n", kind.name());
         assert!(second.starts_with(first.strip_suffix(&end).unwrap()) && second.len() > first.len());
@@ -143,7 +143,7 @@ fn without_changes_a_month_only_grows() {
 }
 
 /// Of all relations to an existing record, the fraction that this one tells of, too.
-fn agreement(text: &str, kind: Kind, field: &str, opposite: &str) -> f64 {
+fn agreement(text: &str, kind: DataType, field: &str, opposite: &str) -> f64 {
     let records = records_by_id(text, kind);
     let list = |record: &str, field: &str| {
         let start = record.find(&format!("<{field}")).unwrap_or(record.len());
@@ -164,13 +164,13 @@ fn agreement(text: &str, kind: Kind, field: &str, opposite: &str) -> f64 {
 #[test]
 fn relations_are_told_by_both_sides_mostly() {
     let spec = Spec { records: 20_000, ..SPEC };
-    let (artists, labels) = (file(&spec, Kind::Artists), file(&spec, Kind::Labels));
+    let (artists, labels) = (file(&spec, DataType::Artists), file(&spec, DataType::Labels));
     for (text, kind, field, opposite) in [
-        (&artists, Kind::Artists, "aliases", "aliases"),
-        (&artists, Kind::Artists, "members", "groups"),
-        (&artists, Kind::Artists, "groups", "members"),
-        (&labels, Kind::Labels, "parentLabel", "sublabels"),
-        (&labels, Kind::Labels, "sublabels", "parentLabel"),
+        (&artists, DataType::Artists, "aliases", "aliases"),
+        (&artists, DataType::Artists, "members", "groups"),
+        (&artists, DataType::Artists, "groups", "members"),
+        (&labels, DataType::Labels, "parentLabel", "sublabels"),
+        (&labels, DataType::Labels, "sublabels", "parentLabel"),
     ] {
         let share = agreement(text, kind, field, opposite);
         assert!(share > 0.7 && share < 1.0, "{field}: {share}");
@@ -190,7 +190,7 @@ fn hub(numbers: Vec<u64>) -> (u64, usize, usize) {
 #[test]
 fn the_graph_has_hubs_and_loose_ends() {
     let spec = Spec { records: 20_000, ..SPEC };
-    let releases = file(&spec, Kind::Releases);
+    let releases = file(&spec, DataType::Releases);
     let credits = numbers(&releases, "<artist><id>");
     let (number, most, median) = hub(credits.iter().copied().filter(|id| *id != 0).collect());
     assert!(number == world::VARIOUS && most > 60 * median, "{number} {most} {median}");
@@ -199,15 +199,15 @@ fn the_graph_has_hubs_and_loose_ends() {
     let companies = numbers(&releases, "<company><id>");
     let (_, most, median) = hub(companies.clone());
     assert!(most > 100 * median, "labels: {most} {median}");
-    let labels: HashSet<_> = records_by_id(&file(&spec, Kind::Labels), Kind::Labels).into_keys().collect();
+    let labels: HashSet<_> = records_by_id(&file(&spec, DataType::Labels), DataType::Labels).into_keys().collect();
     let dangling = companies.iter().filter(|id| !labels.contains(id)).count() as f64 / companies.len() as f64;
     assert!((dangling - 1.0 / 12.0).abs() < 0.01, "{dangling}");
 }
 
 #[test]
 fn a_master_and_its_main_release_agree_mostly() {
-    let (masters, releases) = (file(&SPEC, Kind::Masters), file(&SPEC, Kind::Releases));
-    let (masters, releases) = (records(&masters, Kind::Masters), records_by_id(&releases, Kind::Releases));
+    let (masters, releases) = (file(&SPEC, DataType::Masters), file(&SPEC, DataType::Releases));
+    let (masters, releases) = (records(&masters, DataType::Masters), records_by_id(&releases, DataType::Releases));
     let agrees = |(id, master): &&(u64, &str)| {
         releases[&between(master, "<main_release>")].contains(&format!("<master_id is_main_release=\"true\">{id}<"))
     };
@@ -218,9 +218,9 @@ fn a_master_and_its_main_release_agree_mostly() {
 #[test]
 fn documented_anomalies_are_there() {
     let spec = Spec { records: 20_000, ..SPEC };
-    let [artists, labels, _, releases] = Kind::ALL.map(|kind| file(&spec, kind));
+    let [artists, labels, _, releases] = DataType::ALL.map(|kind| file(&spec, kind));
     assert!(artists.contains("<name>\u{a0}</name>"));
-    assert!(records(&labels, Kind::Labels).iter().any(|(_, label)| !label.contains("<name>")));
+    assert!(records(&labels, DataType::Labels).iter().any(|(_, label)| !label.contains("<name>")));
     for mark in ["<members><id>", " id=\"0\">"] {
         assert!(artists.contains(mark), "{mark}");
     }
@@ -232,7 +232,7 @@ fn documented_anomalies_are_there() {
         assert!(releases.contains(mark), "{mark}");
     }
     assert!(numbers_of_digits(&releases).any(|digits| (52..=64).contains(&digits)));
-    let releases = records(&releases, Kind::Releases);
+    let releases = records(&releases, DataType::Releases);
     assert!(releases.iter().any(|(_, xml)| xml.split("<title>").any(|t| t.find('<').is_some_and(|len| len > 2704))));
     assert!(releases.iter().any(|(_, xml)| xml.matches("<track>").count() > 500 && xml.len() > 200_000));
     let twice = |(_, xml): &(u64, &str)| {

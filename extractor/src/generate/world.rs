@@ -1,7 +1,8 @@
 //! What the records share: how many there are, their ids and fates, whom they refer to and who is related to whom.
 
+use super::Spec;
 use super::maker::Stream;
-use super::{Kind, Spec};
+use common::DataType;
 use fastrand::Rng;
 use std::ops::Range;
 
@@ -31,28 +32,28 @@ impl World {
     }
 
     /// Records of a kind that there are or once were.
-    pub(super) fn size(&self, kind: Kind) -> usize {
+    pub(super) fn size(&self, kind: DataType) -> usize {
         self.size_in(kind, self.spec.month.max(1) as usize - 1)
     }
 
     /// The same for a month counted from 0.
-    fn size_in(&self, kind: Kind, month: usize) -> usize {
-        self.counts[kind as usize] + self.births(kind) * month
+    fn size_in(&self, kind: DataType, month: usize) -> usize {
+        self.counts[kind.index()] + self.births(kind) * month
     }
 
     /// New records of each month: 1 %, while the real dumps grow by 0.5 to 1.
-    fn births(&self, kind: Kind) -> usize {
-        self.counts[kind as usize].div_ceil(100)
+    fn births(&self, kind: DataType) -> usize {
+        self.counts[kind.index()].div_ceil(100)
     }
 
     /// The month of a record's birth, counted from 0.
-    fn generation(&self, kind: Kind, index: usize) -> usize {
-        let first = self.counts[kind as usize];
+    fn generation(&self, kind: DataType, index: usize) -> usize {
+        let first = self.counts[kind.index()];
         if index < first { 0 } else { 1 + (index - first) / self.births(kind) }
     }
 
     /// The months in which a record changed; none if it has vanished.
-    pub(super) fn changes(&self, kind: Kind, index: usize) -> Option<Vec<u32>> {
+    pub(super) fn changes(&self, kind: DataType, index: usize) -> Option<Vec<u32>> {
         let mut months = Vec::new();
         for month in self.generation(kind, index) as u32 + 2..=self.spec.month {
             // Multiples of a root hit every fraction evenly, in small samples too.
@@ -70,11 +71,11 @@ impl World {
     }
 
     /// Ascending with gaps, up to about what Discogs has reached.
-    pub(super) fn id(&self, kind: Kind, index: usize) -> u64 {
-        let reached = [17_000_000, 4_600_000, 4_000_000, 35_000_000][kind as usize];
-        let stride = (reached / self.counts[kind as usize] as u64).max(2);
+    pub(super) fn id(&self, kind: DataType, index: usize) -> u64 {
+        let reached = [17_000_000, 4_600_000, 4_000_000, 35_000_000][kind.index()];
+        let stride = (reached / self.counts[kind.index()] as u64).max(2);
         let (first, offset) = (stride * index as u64 + 1, self.mix(Stream::Id(kind), index as u64) % stride);
-        let taken = kind == Kind::Artists && first + offset == VARIOUS;
+        let taken = kind == DataType::Artists && first + offset == VARIOUS;
         first + if taken { (offset + 1) % stride } else { offset }
     }
 
@@ -84,13 +85,13 @@ impl World {
     /// fit the sample of 2020, in which the credits of artists ranked 5, 10, 50 and 200 are 0.40, 0.25, 0.13 and
     /// 0.05 % of all, and the first, tenth and hundredth label have 1.7, 0.9 and 0.2 %. Masters have 4.6 releases on
     /// average, the greatest about 1,000.
-    pub(super) fn reference(&self, kind: Kind, rng: &mut Rng) -> u64 {
+    pub(super) fn reference(&self, kind: DataType, rng: &mut Rng) -> u64 {
         let head = match kind {
-            Kind::Artists => 40.0,
-            Kind::Labels => 3.0,
-            Kind::Masters | Kind::Releases => 300.0,
+            DataType::Artists => 40.0,
+            DataType::Labels => 3.0,
+            DataType::Masters | DataType::Releases => 300.0,
         };
-        let n = self.counts[kind as usize];
+        let n = self.counts[kind.index()];
         let index = if rng.u8(..12) == 0 { n + rng.usize(..4 + n / 8) } else { zipf(rng, n, head) };
         self.id(kind, index)
     }
@@ -113,7 +114,7 @@ impl World {
     }
 
     /// The relations among the neighbours of a record: those next to it that were born in the same month.
-    pub(super) fn neighbours(&self, kind: Kind, index: usize) -> Neighbours {
+    pub(super) fn neighbours(&self, kind: DataType, index: usize) -> Neighbours {
         let month = self.generation(kind, index);
         let start = if month == 0 { 0 } else { self.size_in(kind, month - 1) };
         let from = start + (index - start) / BLOCK * BLOCK;
@@ -121,9 +122,9 @@ impl World {
         let mut block = Neighbours { range: from..to, relations: Vec::new() };
         let mut rng = Rng::with_seed(self.mix(Stream::Relations(kind), from as u64));
         match kind {
-            Kind::Artists => self.relate_artists(&mut block, &mut rng),
-            Kind::Labels => block.relate_labels(&mut rng),
-            Kind::Masters | Kind::Releases => {}
+            DataType::Artists => self.relate_artists(&mut block, &mut rng),
+            DataType::Labels => block.relate_labels(&mut rng),
+            DataType::Masters | DataType::Releases => {}
         }
         block
     }
@@ -132,7 +133,7 @@ impl World {
     /// members, 12 % groups, 11.5 % aliases.
     fn relate_artists(&self, block: &mut Neighbours, rng: &mut Rng) {
         for artist in block.range.clone() {
-            if self.is_band(self.id(Kind::Artists, artist)) && rng.f64() < 0.19 {
+            if self.is_band(self.id(DataType::Artists, artist)) && rng.f64() < 0.19 {
                 for _ in 0..2 + few(rng, 0.9, 60) {
                     let member = block.range.start + skewed(rng, block.range.len(), 2);
                     block.relate(("members", artist), ("groups", member), rng);
