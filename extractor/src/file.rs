@@ -27,7 +27,7 @@ pub const CHUNK: usize = 30;
 /// Bytes after which fewer go.
 const CHUNK_BYTES: usize = 64 * 1024;
 /// Chunks that may wait for the publisher.
-const WAITING: usize = 4;
+const WAITING: usize = 8;
 /// Longest wait for the last confirms when the run is interrupted.
 const LAST_CONFIRMS: Duration = Duration::from_secs(3);
 

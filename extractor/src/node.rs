@@ -47,7 +47,13 @@ impl<'a> Object<'a> {
 
     /// Adds a value as XML does: a second one of the same name makes a list.
     pub fn add(&mut self, key: Cow<'a, str>, value: Node<'a>) {
-        match self.get_mut(&key) {
+        // Repeated elements mostly follow each other.
+        let last = self.0.len().saturating_sub(1);
+        let same = match self.0.last() {
+            Some((k, _)) if *k == key => self.0.get_mut(last).map(|(_, v)| v),
+            _ => self.get_mut(&key),
+        };
+        match same {
             None => self.0.push((key, value)),
             Some(Node::List(items)) => items.push(value),
             Some(one) => {

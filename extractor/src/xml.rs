@@ -15,6 +15,7 @@ use crate::input::{Bad, Next, Place, ReadError};
 use crate::node::Object;
 use record::{Fault, Rules, is_delimiter, open, parse};
 
+mod plain;
 mod record;
 
 /// Bytes of the buffer, unless a record needs more.
@@ -104,6 +105,12 @@ impl<R: Read> XmlReader<R> {
                 }
             }
             let begin = self.place;
+            let plain = plain::parse(&self.buffer[self.start..self.end], &self.rules());
+            if let Some((record, used)) = plain.filter(|(_, used)| *used <= self.max_record) {
+                let made = make(record);
+                self.advance(used);
+                return Ok(Next::Record(made, begin));
+            }
             if let Ok((made, used)) = self.attempt(self.end, false, &mut make) {
                 self.advance(used);
                 return Ok(Next::Record(made, begin));
@@ -151,7 +158,7 @@ impl<R: Read> XmlReader<R> {
     }
 
     fn rules(&self) -> Rules<'_> {
-        Rules { open: open(self.data_type), indent: self.indent.as_deref().unwrap_or_default() }
+        Rules::new(self.data_type, self.indent.as_deref().unwrap_or_default())
     }
 
     /// Reads up to the first record, once.

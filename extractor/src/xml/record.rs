@@ -41,6 +41,16 @@ pub(super) fn open(data_type: DataType) -> &'static str {
     }
 }
 
+/// How it ends, without blanks.
+fn close(data_type: DataType) -> &'static str {
+    match data_type {
+        DataType::Artists => "</artist>",
+        DataType::Labels => "</label>",
+        DataType::Masters => "</master>",
+        DataType::Releases => "</release>",
+    }
+}
+
 pub(super) fn is_delimiter(b: &u8) -> bool {
     matches!(b, b'>' | b'/') || b.is_ascii_whitespace()
 }
@@ -49,10 +59,20 @@ pub(super) fn is_delimiter(b: &u8) -> bool {
 /// with a text or nothing where a record has its first element.
 pub(super) struct Rules<'r> {
     pub(super) open: &'static str,
+    pub(super) close: &'static str,
     pub(super) indent: &'r [u8],
 }
 
-impl Rules<'_> {
+impl<'r> Rules<'r> {
+    pub(super) fn new(data_type: DataType, indent: &'r [u8]) -> Self {
+        Rules { open: open(data_type), close: close(data_type), indent }
+    }
+
+    /// Whether the element of this name at `at`, within a record, is the next one.
+    pub(super) fn is_next(&self, input: &[u8], at: usize, name: &str) -> bool {
+        name == &self.open[1..] && self.is_indented(input, at) && self.begins(input, at) == Some(true)
+    }
+
     /// Whether the element of the record's name at `at` is a record. `None` if that can't be told without reading on.
     pub(super) fn begins(&self, input: &[u8], at: usize) -> Option<bool> {
         let rest = &input[at + self.open.len()..];
@@ -83,14 +103,18 @@ impl Rules<'_> {
 }
 
 /// An element whose end has not come yet.
-struct Open<'a> {
-    key: Cow<'a, str>,
-    children: Object<'a>,
+pub(super) struct Open<'a> {
+    pub(super) key: Cow<'a, str>,
+    pub(super) children: Object<'a>,
     text: Cow<'a, str>,
 }
 
 impl<'a> Open<'a> {
-    fn push(&mut self, text: Cow<'a, str>) {
+    pub(super) fn new(key: &'a str, attributes: Object<'a>) -> Self {
+        Open { key: Cow::Borrowed(key), children: attributes, text: Cow::Borrowed("") }
+    }
+
+    pub(super) fn push(&mut self, text: Cow<'a, str>) {
         if self.text.is_empty() {
             self.text = text;
         } else {
@@ -99,8 +123,8 @@ impl<'a> Open<'a> {
     }
 
     /// The element's value (contract §2.3).
-    fn close(mut self) -> (Cow<'a, str>, Node<'a>) {
-        let blank = self.text.trim().is_empty();
+    pub(super) fn close(mut self) -> (Cow<'a, str>, Node<'a>) {
+        let blank = self.text.chars().all(char::is_whitespace);
         let value = match (self.children.is_empty(), blank) {
             (true, true) => Node::Null,
             (true, false) => Node::Text(self.text),
@@ -124,11 +148,7 @@ pub(super) fn parse<'a>(input: &'a [u8], rules: &Rules<'_>) -> Result<(Object<'a
         let at = reader.buffer_position() as usize;
         let closed = match reader.read_event().map_err(syntax)? {
             Event::Start(start) => {
-                if !open.is_empty()
-                    && start.name().as_ref() == &rules.open[1..]
-                    && rules.is_indented(input, at)
-                    && rules.begins(input, at) == Some(true)
-                {
+                if !open.is_empty() && rules.is_next(input, at, start.name().as_ref()) {
                     return Err(Fault::NotClosed);
                 }
                 if open.len() >= MAX_DEPTH {
@@ -171,18 +191,21 @@ pub(super) fn parse<'a>(input: &'a [u8], rules: &Rules<'_>) -> Result<(Object<'a
         let (key, value) = closed.close();
         match open.last_mut() {
             Some(parent) => parent.children.add(key, value),
-            None => {
-                let mut record = match value {
-                    Node::Object(record) => record,
-                    _ => Object::default(),
-                };
-                if record.get("@id").is_some() {
-                    record.remove("id");
-                }
-                return Ok((record, reader.buffer_position() as usize));
-            }
+            None => return Ok((root(value), reader.buffer_position() as usize)),
         }
     }
+}
+
+/// The record of its element's value.
+pub(super) fn root(value: Node<'_>) -> Object<'_> {
+    let mut record = match value {
+        Node::Object(record) => record,
+        _ => Object::default(),
+    };
+    if record.get("@id").is_some() {
+        record.remove("id");
+    }
+    record
 }
 
 /// An element with its attributes. `at` is where its `<` is.
@@ -204,11 +227,11 @@ fn element<'a>(input: &'a [u8], at: usize, start: &BytesStart<'_>, rules: &Rules
         };
         children.add(attribute_key(attribute.key.as_ref()), Node::Text(value));
     }
-    Ok(Open { key: Cow::Borrowed(&tag[..name]), children, text: Cow::Borrowed("") })
+    Ok(Open::new(&tag[..name], children))
 }
 
 /// `@name`, without an allocation for the names that every dump has.
-fn attribute_key<'a>(name: &str) -> Cow<'a, str> {
+pub(super) fn attribute_key<'a>(name: &str) -> Cow<'a, str> {
     Cow::Borrowed(match name {
         "id" => "@id",
         "name" => "@name",
@@ -242,7 +265,7 @@ fn unescape(raw: &str) -> Result<Cow<'_, str>, Fault> {
         out.push_str(&rest[..at]);
         let end = memchr(b';', &rest.as_bytes()[at..])
             .ok_or_else(|| Fault::Syntax("a reference in an attribute has no `;`".to_owned()))?;
-        out.push_str(&resolve(&BytesRef::new(&rest[at + 1..at + end])));
+        out.push_str(&resolve(&rest[at + 1..at + end]));
         rest = &rest[at + end + 1..];
     }
     out.push_str(rest);
@@ -250,12 +273,12 @@ fn unescape(raw: &str) -> Result<Cow<'_, str>, Fault> {
 }
 
 /// A reference's text. Unknown names stay as they are, impossible characters become U+FFFD (contract §2.3).
-fn resolve<'a>(reference: &BytesRef<'_>) -> Cow<'a, str> {
-    if reference.is_char_ref() {
-        let char = reference.resolve_char_ref().ok().flatten().unwrap_or(char::REPLACEMENT_CHARACTER);
+pub(super) fn resolve<'a>(reference: &str) -> Cow<'a, str> {
+    if reference.starts_with('#') {
+        let char = BytesRef::new(reference).resolve_char_ref().ok().flatten().unwrap_or(char::REPLACEMENT_CHARACTER);
         return Cow::Owned(char.to_string());
     }
-    Cow::Borrowed(match &**reference {
+    Cow::Borrowed(match reference {
         "amp" => "&",
         "lt" => "<",
         "gt" => ">",

@@ -568,3 +568,66 @@ fn where_records_begin_lines_one_may_have_elements_of_its_own_name() {
         assert_eq!(whole(data_type, text), [json(1), json(2), "malformed_xml in line 6".to_owned(), json(3)]);
     }
 }
+
+/// What the fast way gives at each place of a file where a record may begin: nothing, or what the parser gives. Returns
+/// how many records it took.
+fn compare_ways(data_type: DataType, file: &[u8]) -> usize {
+    let begin = open(data_type).as_bytes();
+    let rules = Rules::new(data_type, b"\n");
+    let mut taken = 0;
+    for at in memmem::find_iter(file, begin) {
+        let input = &file[at..file.len().min(at + 8 * 1024)];
+        if let Some((record, used)) = plain::parse(input, &rules) {
+            let (expected, length) = parse(input, &rules).unwrap();
+            assert_eq!((record, used), (expected, length), "{}", Bad::excerpt(input));
+            taken += 1;
+        }
+    }
+    taken
+}
+
+#[test]
+fn the_fast_way_gives_what_the_parser_gives() {
+    let oddities = compare_ways(DataType::Artists, &sample());
+    assert!(oddities > 0);
+    let odd = [
+        r#"<a x="1" x="2"/>"#,
+        r#"<a x="<"/>"#,
+        r#"<a x="1"y="2"/>"#,
+        "<a>&amp</a>",
+        "<a>& ;</a>",
+        "<a>&;</a>",
+        "<a></b></a>",
+        "<artist><id>2</id></artist>",
+        "\n<artist><id>2</id></artist>",
+        "<a",
+        "<a/",
+        "<>",
+        "</>",
+        "<a >x</a >",
+        "<a.b/>",
+        "\u{e9}<\u{e9}/>",
+    ];
+    for odd in odd {
+        compare_ways(DataType::Artists, format!("\n<artist><id>1</id>{odd}</artist>\n</artists>").as_bytes());
+    }
+    let mut random = fastrand::Rng::with_seed(4);
+    for file in real_files("the_fast_way_gives_what_the_parser_gives") {
+        let records = file.messages.iter().filter(|b| **b == b'\n').count();
+        let taken = compare_ways(file.data_type, &file.xml);
+        assert!(taken * 10 > records * 9, "only {taken} of {records} in {}", file.path.display());
+        // Damaged in every place that matters: markup is replaced, removed or doubled.
+        for _ in 0..20 {
+            let mut bytes = file.xml[..file.xml.len().min(60_000)].to_vec();
+            for _ in 0..bytes.len() / 100 {
+                let at = random.usize(..bytes.len());
+                match random.u8(..3) {
+                    0 => bytes[at] = *random.choice(b"<>/&;\"'= \n!?x\xff").unwrap(),
+                    1 => drop(bytes.remove(at)),
+                    _ => bytes.insert(at, bytes[at]),
+                }
+            }
+            compare_ways(file.data_type, &bytes);
+        }
+    }
+}
