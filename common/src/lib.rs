@@ -2,7 +2,7 @@
 //!
 //! Read [`pipeline`] first; it is the whole flow. Then, in the order of the flow: [`amqp`] (source), [`encoding`] and
 //! [`message`] (decode), [`batch`] (batcher), [`writer`] (retry and bisect), [`sink`] (what a worker adds), [`settle`] (acks),
-//! [`dead_letter`]. Around it: [`queue`] (one consumer's life), [`watch`] (is it alive?), [`worker`] (the process), [`config`], [`status`] and [`http`], [`metrics`], [`logging`].
+//! [`dead_letter`]. Around it: [`queue`] (one consumer's life), [`turn`] (which replica consumes), [`watch`] (is it alive?), [`worker`] (the process), [`config`], [`status`] and [`http`], [`metrics`], [`logging`].
 
 pub mod amqp;
 pub mod backoff;
@@ -22,6 +22,7 @@ pub mod queue;
 pub mod settle;
 pub mod sink;
 pub mod status;
+pub mod turn;
 pub mod watch;
 pub mod worker;
 pub mod writer;

@@ -60,6 +60,8 @@ pub const RECONNECTS: &str = "reconnects_total";
 pub const CONNECTED: &str = "connected";
 /// Duration of the drain at shutdown.
 pub const DRAIN: &str = "drain_seconds";
+/// 1 while this replica consumes the queue; of all replicas one does. Label `data_type`.
+pub const CONSUMING: &str = "consuming";
 /// Configured bound of batches in flight per type. Label `data_type`.
 pub const CONCURRENCY: &str = "concurrency_limit";
 /// Always 1. Labels `version`, `service`.
@@ -129,6 +131,7 @@ fn describe() {
         (QUEUE_READY, Unit::Count, "Messages waiting in the queue"),
         (BREAKER, Unit::Count, "1 while nothing of this type can be written"),
         (CONNECTED, Unit::Count, "1 while connected"),
+        (CONSUMING, Unit::Count, "1 while this replica consumes the queue; of all replicas one does"),
         (BLOCKED, Unit::Seconds, "Time for which a stage could not go on, summed up"),
         (DRAIN, Unit::Seconds, "Duration of the drain at shutdown"),
         (CONCURRENCY, Unit::Count, "Bound of batches in flight per type"),

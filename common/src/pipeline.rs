@@ -30,6 +30,7 @@ use crate::metrics as names;
 use crate::queue::{End, Queue};
 use crate::settle::SettleToken;
 use crate::sink::{Record, Sink};
+use crate::turn::{Claim, Turn};
 use crate::watch;
 use crate::writer::{Interrupted, Writer};
 
@@ -42,6 +43,7 @@ enum Done {
 /// One subscription: the state that lives and dies with a channel.
 struct Subscription<'a, S: Sink> {
     queue: &'a Queue<S>,
+    turn: &'a Turn,
     source: Source,
     writer: Writer<S>,
     batcher: Batcher<S::Payload>,
@@ -58,13 +60,14 @@ struct Subscription<'a, S: Sink> {
 }
 
 /// Runs the pipeline of one subscription to its end.
-pub async fn run<S: Sink>(queue: &Queue<S>, topology: &Topology, source: Source) -> End {
+pub async fn run<S: Sink>(queue: &Queue<S>, topology: &Topology, turn: &Turn, claim: Claim, source: Source) -> End {
     let cancel = CancellationToken::new();
     let writer = Writer {
         sink: Arc::clone(&queue.sink),
         dead_letters: Arc::clone(&queue.dead_letters),
         data_type: queue.data_type,
         topology: topology.clone(),
+        claim,
         status: Arc::clone(&queue.status),
         transactions: Arc::clone(&queue.transactions),
         fatal: Arc::default(),
@@ -74,6 +77,7 @@ pub async fn run<S: Sink>(queue: &Queue<S>, topology: &Topology, source: Source)
     };
     let mut subscription = Subscription {
         queue,
+        turn,
         source,
         writer,
         batcher: Batcher::new(queue.config.limits),
@@ -108,6 +112,7 @@ impl<S: Sink> Subscription<'_, S> {
                 biased; // finishing comes before starting
                 Some(done) = self.tasks.join_next() => self.settle(done).await,
                 () = shutdown.cancelled(), if !self.draining => self.drain().await,
+                () = self.turn.hand_over.cancelled(), if !self.draining => self.drain().await,
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                     self.close(Trigger::Deadline);
                     Ok(())
@@ -317,6 +322,9 @@ impl<S: Sink> Subscription<'_, S> {
         }
         if self.writer.fatal.load(Ordering::Relaxed) && !self.draining {
             self.drain().await?;
+        }
+        if !self.turn.is_held() {
+            return Err(End::Lost("the broker took the turn back".to_owned()));
         }
         watch::channel(&self.source).map_or(Ok(()), |wrong| Err(End::Lost(wrong)))
     }

@@ -17,7 +17,11 @@ use crate::metrics as names;
 use crate::pipeline;
 use crate::sink::{Sink, SinkError};
 use crate::status::Status;
+use crate::turn::{Claim, Turn, Turns};
 use crate::watch::{LOOK, STALLED};
+
+/// How long a replica that handed a queue over leaves it to the others.
+const HAND_OVER: Duration = Duration::from_secs(4);
 
 /// What a queue's pipeline works with.
 pub struct Queue<S> {
@@ -33,6 +37,8 @@ pub struct Queue<S> {
     pub transactions: Arc<Semaphore>,
     /// Where culprits go.
     pub dead_letters: Arc<DeadLetters>,
+    /// The queues that this replica consumes.
+    pub turns: Arc<Turns>,
     /// Shared state.
     pub status: Arc<Status>,
     /// Asks for a drain.
@@ -57,10 +63,10 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
     // Each pause that hands messages back uses up one of their deliveries, so pauses without progress grow, to a quarter of an hour.
     let mut pauses = Backoff::new(Duration::from_secs(2), Duration::from_secs(900));
     while !queue.shutdown.is_cancelled() {
-        let end = match until_shutdown(&queue, prepare(&queue, &topology)).await {
+        let end = match until_shutdown(&queue, subscribe(&queue, &topology)).await {
             None => return,
             Some(Err(end)) => end,
-            Some(Ok(source)) => {
+            Some(Ok((turn, claim, source))) => {
                 info!(
                     data_type = data_type.name(),
                     queue = topology.queue,
@@ -70,8 +76,14 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
                 queue.status.trouble(data_type, None);
                 queue.status.consuming(data_type, true);
                 let (subscribed, before) = (Instant::now(), queue.status.total_committed(data_type));
-                let end = pipeline::run(&queue, &topology, source).await;
+                let end = pipeline::run(&queue, &topology, &turn, claim, source).await;
                 queue.status.consuming(data_type, false);
+                let handed_over = turn.hand_over.is_cancelled();
+                turn.end().await;
+                if handed_over {
+                    info!(data_type = data_type.name(), "🤝 Handed over to a replica that has less to do");
+                    until_shutdown(&queue, sleep(HAND_OVER)).await;
+                }
                 if subscribed.elapsed() > STALLED {
                     backoff = Backoff::outage();
                 }
@@ -115,14 +127,38 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
     }
 }
 
+/// Waits for this replica's turn and subscribes.
+async fn subscribe<S: Sink>(queue: &Queue<S>, topology: &Topology) -> Result<(Turn, Claim, Source), End> {
+    let waiting = || {
+        queue.status.trouble(queue.data_type, None);
+        queue.status.standby(queue.data_type);
+    };
+    let turn = Turn::wait(&queue.broker, topology, queue.data_type, &queue.turns, waiting).await;
+    let turn = turn.map_err(|e| End::Lost(e.to_string()))?;
+    queue.status.consuming(queue.data_type, false); // and not on standby any more
+    let claim = Claim::new(&topology.queue);
+    let source = match prepare(queue, topology, &claim).await {
+        Ok(_) if !turn.is_held() => Err(End::Lost("the broker took the turn back".to_owned())),
+        other => other,
+    };
+    match source {
+        Ok(source) => Ok((turn, claim, source)),
+        Err(end) => {
+            turn.end().await;
+            Err(end)
+        }
+    }
+}
+
 /// Makes sure that the database takes records before any is fetched, then subscribes.
-async fn prepare<S: Sink>(queue: &Queue<S>, topology: &Topology) -> Result<Source, End> {
+async fn prepare<S: Sink>(queue: &Queue<S>, topology: &Topology, claim: &Claim) -> Result<Source, End> {
     // A server that does not answer at all must not hold us; one that builds an index may take its time.
     let limit = queue.config.write_timeout;
     let alive = timeout(limit, queue.sink.ping()).await.unwrap_or_else(|_| Err(SinkError::timeout(limit)));
     queue.status.database(alive.is_ok());
     alive.map_err(End::Paused)?;
     queue.sink.prepare(queue.data_type).await.map_err(End::Paused)?;
+    queue.sink.claim(claim).await.map_err(End::Paused)?;
     let source = Source::open(&queue.broker, topology, queue.config.prefetch, queue.config.hold_limit * 2).await;
     source.map_err(|e| End::Lost(e.to_string()))
 }

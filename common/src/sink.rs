@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::data_type::DataType;
 use crate::message::{Control, Data};
+use crate::turn::Claim;
 
 /// A decoded record on its way to the database.
 #[derive(Debug)]
@@ -32,6 +33,9 @@ pub trait Sink: Send + Sync + 'static {
     /// record was fetched.
     fn prepare(&self, data_type: DataType) -> impl Future<Output = Result<(), SinkError>> + Send;
 
+    /// Takes the right to write what a queue delivers: from now on no transaction of an earlier claim can commit.
+    fn claim(&self, claim: &Claim) -> impl Future<Output = Result<(), SinkError>> + Send;
+
     /// Asks the database for a sign of life.
     fn ping(&self) -> impl Future<Output = Result<(), SinkError>> + Send;
 
@@ -40,6 +44,8 @@ pub trait Sink: Send + Sync + 'static {
     /// `again` says that these records may have been written before: an earlier attempt failed in an unknown state, or
     /// the broker delivered them earlier. Then even unchanged records need what follows their commit.
     ///
+    /// Nothing is committed if somebody else has claimed the queue meanwhile: [`SinkError::fenced`].
+    ///
     /// # Errors
     /// [`SinkError`], classified; nothing of the batch was committed, or all of it was and the reply got lost.
     fn write(
@@ -47,6 +53,7 @@ pub trait Sink: Send + Sync + 'static {
         data_type: DataType,
         batch: &[&Record<Self::Payload>],
         again: bool,
+        claim: &Claim,
     ) -> impl Future<Output = Result<WriteReport, SinkError>> + Send;
 
     /// Remembers durably that a record of this type is about to be dead-lettered in this run.
@@ -115,6 +122,11 @@ impl SinkError {
     /// An error of the given class.
     pub fn new(class: Class, code: impl Into<String>, message: impl Into<String>) -> Self {
         SinkError { class, code: code.into(), message: message.into() }
+    }
+
+    /// Another replica consumes the queue by now. The channel that delivered these records is gone, or will be found so.
+    pub fn fenced() -> Self {
+        SinkError::new(Class::Transient, "fenced", "another replica has taken over the queue")
     }
 
     /// The attempt took longer than `limit`.

@@ -27,6 +27,7 @@ pub struct TypeStatus {
     last_message_ms: AtomicU64,
     last_turn_ms: AtomicU64,
     consuming: AtomicBool,
+    standby: AtomicBool,
     complete: AtomicBool,
     trouble: Mutex<Option<String>>,
 }
@@ -119,7 +120,14 @@ impl Status {
 
     /// A consumer is subscribed, or not any more.
     pub fn consuming(&self, data_type: DataType, yes: bool) {
+        metrics::gauge!(names::CONSUMING, "data_type" => data_type.name()).set(f64::from(u8::from(yes)));
         self.of(data_type).consuming.store(yes, Relaxed);
+        self.of(data_type).standby.store(false, Relaxed);
+    }
+
+    /// Another replica consumes this queue; this one is ready to go on when that one ends.
+    pub fn standby(&self, data_type: DataType) {
+        self.of(data_type).standby.store(true, Relaxed);
     }
 
     /// What keeps this type from being written; `None` when it goes on.
@@ -197,7 +205,8 @@ impl Probe for Status {
         (status == "healthy", body)
     }
 
-    /// Why the worker is not ready; empty if it is: database answering, every queue consumed, nothing in trouble.
+    /// Why the worker is not ready; empty if it is: database answering, every queue consumed here or by another replica,
+    /// nothing in trouble.
     fn unready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         if self.stopping.load(Relaxed) {
@@ -209,7 +218,7 @@ impl Probe for Status {
         for t in DataType::ALL {
             if let Some(trouble) = &*self.of(t).trouble.lock().unwrap_or_else(PoisonError::into_inner) {
                 reasons.push(format!("{t}: {trouble}"));
-            } else if !self.of(t).consuming.load(Relaxed) {
+            } else if !self.of(t).consuming.load(Relaxed) && !self.of(t).standby.load(Relaxed) {
                 reasons.push(format!("{t}: no consumer"));
             }
         }
@@ -262,6 +271,10 @@ mod tests {
         assert_eq!(status.unready().len(), 5);
         status.database(true);
         DataType::ALL.iter().for_each(|t| status.consuming(*t, true));
+        assert!(status.unready().is_empty());
+        status.consuming(DataType::Masters, false);
+        assert_eq!(status.unready(), ["masters: no consumer"]);
+        status.standby(DataType::Masters);
         assert!(status.unready().is_empty());
         status.trouble(DataType::Labels, Some("wrong password".to_owned()));
         assert_eq!(status.unready(), ["labels: wrong password"]);

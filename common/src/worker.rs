@@ -19,6 +19,7 @@ use crate::http::{self, Probe};
 use crate::queue::{self, Queue};
 use crate::sink::Sink;
 use crate::status::Status;
+use crate::turn::Turns;
 use crate::{logging, metrics};
 
 /// How often the database is asked for a sign of life.
@@ -106,6 +107,7 @@ async fn pipelines<S: Sink>(config: Config, sink: S, status: &Arc<Status>, stop:
     let dead_letters = Arc::new(DeadLetters::new(Arc::clone(&broker), status.service));
     let shutdown = CancellationToken::new();
     let transactions = Arc::new(Semaphore::new(config.transactions));
+    let turns = Arc::new(Turns::default());
     let mut queues = JoinSet::new();
     for data_type in DataType::ALL {
         metrics::start_at_zero(data_type);
@@ -116,6 +118,7 @@ async fn pipelines<S: Sink>(config: Config, sink: S, status: &Arc<Status>, stop:
             broker: Arc::clone(&broker),
             sink: Arc::clone(&sink),
             transactions: Arc::clone(&transactions),
+            turns: Arc::clone(&turns),
             dead_letters: Arc::clone(&dead_letters),
             status: Arc::clone(status),
             shutdown: shutdown.clone(),

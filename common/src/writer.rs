@@ -19,6 +19,7 @@ use crate::message::Control;
 use crate::metrics as names;
 use crate::sink::{Class, Record, Sink, SinkError, WriteReport};
 use crate::status::Status;
+use crate::turn::Claim;
 
 /// What a write needs to know about its queue.
 pub struct Writer<S> {
@@ -30,6 +31,8 @@ pub struct Writer<S> {
     pub data_type: DataType,
     /// The queue's names.
     pub topology: Topology,
+    /// The right to write.
+    pub claim: Claim,
     /// Shared state.
     pub status: Arc<Status>,
     /// Who may write at the same time, over all types. Waiting for it is no part of an attempt.
@@ -51,6 +54,7 @@ impl<S> Clone for Writer<S> {
             dead_letters: Arc::clone(&self.dead_letters),
             data_type: self.data_type,
             topology: self.topology.clone(),
+            claim: self.claim.clone(),
             status: Arc::clone(&self.status),
             transactions: Arc::clone(&self.transactions),
             fatal: Arc::clone(&self.fatal),
@@ -157,7 +161,8 @@ impl<S: Sink> Writer<S> {
         loop {
             let permit = self.transactions.acquire().await;
             let started = Instant::now();
-            let written = timeout(self.write_timeout, self.sink.write(self.data_type, &newest, *again)).await;
+            let written =
+                timeout(self.write_timeout, self.sink.write(self.data_type, &newest, *again, &self.claim)).await;
             drop(permit);
             match written.unwrap_or_else(|_| Err(SinkError::timeout(self.write_timeout))) {
                 Ok(report) => {

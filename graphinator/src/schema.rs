@@ -64,6 +64,7 @@ const OBJECTS: &[Object] = &[
     // Bookkeeping: one node per run of the extractor, and one per credit that waits for its artist.
     unique("ingest_run_version", "IngestRun", "version"),
     unique("ingest_pending_link_pair", "IngestPendingLink", "pair"),
+    unique("ingest_owner_queue", "IngestOwner", "queue"),
     range("ingest_pending_link_artist", "IngestPendingLink", "artist"),
 ];
 

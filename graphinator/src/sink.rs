@@ -8,6 +8,7 @@ use common::config::SchemaMode;
 use common::message::{Control, Data};
 use common::metrics::WRITE;
 use common::sink::{Class, Record, Sink, SinkError, WriteReport};
+use common::turn::Claim;
 use neo4rs::{Query, Txn, query};
 use tokio::sync::Mutex;
 
@@ -53,10 +54,16 @@ impl Neo4jSink {
         data_type: DataType,
         batch: &[&Record<Payload>],
         again: bool,
+        claim: &Claim,
     ) -> Result<WriteReport, SinkError> {
         let mut transaction = self.connector.graph()?.start_txn().await.map_err(|e| self.failed(&e))?;
         let written = write(&mut transaction, data_type, batch).await;
         let (report, changed) = written.map_err(|e| self.failed(&e))?;
+        // Last, when this transaction holds the locks of its nodes: whoever claims the queue after this waits for them.
+        if !changed.is_empty() && !is_owner(&mut transaction, claim).await.map_err(|e| self.failed(&e))? {
+            transaction.rollback().await.map_err(|e| self.failed(&e))?;
+            return Err(SinkError::fenced());
+        }
         let commit = Instant::now();
         transaction.commit().await.map_err(|e| self.failed(&e))?;
         phase(data_type, "commit", commit);
@@ -99,6 +106,10 @@ impl Sink for Neo4jSink {
         Ok(())
     }
 
+    async fn claim(&self, claim: &Claim) -> Result<(), SinkError> {
+        self.run(statements::claim(claim)).await
+    }
+
     async fn ping(&self) -> Result<(), SinkError> {
         self.run(query("RETURN 1")).await
     }
@@ -108,9 +119,10 @@ impl Sink for Neo4jSink {
         data_type: DataType,
         batch: &[&Record<Payload>],
         again: bool,
+        claim: &Claim,
     ) -> Result<WriteReport, SinkError> {
         let guard = Unfinished(&self.connector);
-        let written = self.transaction(data_type, batch, again).await;
+        let written = self.transaction(data_type, batch, again, claim).await;
         guard.finish();
         written
     }
@@ -190,6 +202,15 @@ async fn write<'a>(
         phase(data_type, "merge", merge);
     }
     Ok((report, rest))
+}
+
+async fn is_owner(transaction: &mut Txn, claim: &Claim) -> Result<bool, neo4rs::Error> {
+    let mut rows = transaction.execute(statements::is_owner(claim)).await?;
+    let mut found = false;
+    while rows.next(&mut *transaction).await?.is_some() {
+        found = true;
+    }
+    Ok(found)
 }
 
 fn phase(data_type: DataType, phase: &'static str, since: Instant) {

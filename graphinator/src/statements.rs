@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use common::DataType;
 use common::sink::Record;
+use common::turn::Claim;
 use neo4rs::{BoltList, BoltMap, BoltNull, BoltType, Query, query};
 
 use crate::record::{Artist, Credit, Edition, Label, Payload, Work};
@@ -30,6 +31,20 @@ pub fn check(data_type: DataType, records: &[&Record<Payload>]) -> Query {
     ))
     .param("ids", list(records.iter().map(|r| r.id.as_str())))
     .param("hashes", list(records.iter().map(|r| r.hash.as_str())))
+}
+
+/// Takes the right to write what a queue delivers.
+pub fn claim(claim: &Claim) -> Query {
+    query("MERGE (o:IngestOwner {queue: $queue}) SET o.owner = $owner, o.since = datetime()")
+        .param("queue", claim.queue.as_str())
+        .param("owner", claim.owner.as_str())
+}
+
+/// Returns a row if that right is still there.
+pub fn is_owner(claim: &Claim) -> Query {
+    query("MATCH (o:IngestOwner {queue: $queue}) WHERE o.owner = $owner RETURN 1 AS mine")
+        .param("queue", claim.queue.as_str())
+        .param("owner", claim.owner.as_str())
 }
 
 /// Node label of a type.

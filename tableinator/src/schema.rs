@@ -1,4 +1,4 @@
-//! The tables of the contract (§4.1), and three small ones for the worker's own bookkeeping. Only what is missing is
+//! The tables of the contract (§4.1), and a few small ones for the worker's own bookkeeping. Only what is missing is
 //! created, under an advisory lock; nothing is ever dropped or changed.
 
 use std::collections::HashSet;
@@ -57,6 +57,8 @@ fn objects() -> Vec<Object> {
     for (name, columns) in [
         // When a type last had a dead letter: a purge would take that record's row for a stale one.
         ("ingest_dead_letters", "data_type TEXT PRIMARY KEY, last_at TIMESTAMPTZ NOT NULL, total BIGINT NOT NULL"),
+        // Which replica may write what a queue delivers.
+        ("ingest_owners", "queue TEXT PRIMARY KEY, owner TEXT NOT NULL, since TIMESTAMPTZ NOT NULL DEFAULT NOW()"),
         // The purges that extraction_complete asked for, done or not.
         (
             "ingest_purges",

@@ -9,6 +9,7 @@ use common::config::SchemaMode;
 use common::message::{Control, Data};
 use common::metrics::WRITE;
 use common::sink::{Class, Record, Sink, SinkError, WriteReport};
+use common::turn::Claim;
 use common::year;
 use deadpool_postgres::{Pool, Transaction};
 use futures_util::SinkExt;
@@ -55,6 +56,9 @@ fn upsert_statement(table: DataType) -> String {
     )
 }
 
+/// Finds the claim, if it still is the last one.
+const OWNER: &str = "/* tableinator fence */ SELECT FROM ingest_owners WHERE queue = $1 AND owner = $2";
+
 impl Sink for PostgresSink {
     type Payload = Year;
 
@@ -81,6 +85,19 @@ impl Sink for PostgresSink {
         Err(SinkError::new(Class::Fatal, "schema", what))
     }
 
+    async fn claim(&self, claim: &Claim) -> Result<(), SinkError> {
+        let mut lease = Lease::take(&self.pool).await?;
+        let outcome = lease
+            .client()?
+            .execute(
+                "INSERT INTO ingest_owners (queue, owner) VALUES ($1, $2) \
+                 ON CONFLICT (queue) DO UPDATE SET owner = excluded.owner, since = NOW()",
+                &[&claim.queue, &claim.owner],
+            )
+            .await;
+        lease.finish(outcome).map(|_| ())
+    }
+
     async fn ping(&self) -> Result<(), SinkError> {
         let mut lease = Lease::take(&self.pool).await?;
         let outcome = lease.client()?.batch_execute("SELECT 1").await;
@@ -92,10 +109,11 @@ impl Sink for PostgresSink {
         data_type: DataType,
         batch: &[&Record<Year>],
         _again: bool,
+        claim: &Claim,
     ) -> Result<WriteReport, SinkError> {
         let mut lease = Lease::take(&self.pool).await?;
-        let outcome = write(lease.client()?, data_type, batch).await;
-        lease.finish(outcome)
+        let outcome = write(lease.client()?, data_type, batch, claim).await;
+        lease.finish(outcome)?.ok_or_else(SinkError::fenced)
     }
 
     async fn note_dead_letter(&self, data_type: DataType) -> Result<(), SinkError> {
@@ -132,7 +150,7 @@ async fn rehearse(client: &mut deadpool_postgres::Client, data_type: DataType) -
     transaction.execute(&touch_statement(data_type), &[&&nothing[..], &&nothing[..]]).await?;
     copy(&transaction, std::iter::empty()).await?;
     transaction.query_one(&upsert_statement(data_type), &[]).await?;
-    transaction.batch_execute("SELECT 1 FROM ingest_purges, ingest_dead_letters LIMIT 0").await?;
+    transaction.batch_execute("SELECT 1 FROM ingest_purges, ingest_dead_letters, ingest_owners LIMIT 0").await?;
     transaction.commit().await
 }
 
@@ -146,13 +164,16 @@ async fn copy<'a>(
     Ok(())
 }
 
+/// The statements of one batch; `None` if the queue was claimed by somebody else, and nothing is written.
 async fn write(
     client: &mut deadpool_postgres::Client,
     data_type: DataType,
     batch: &[&Record<Year>],
-) -> Result<WriteReport, tokio_postgres::Error> {
+    claim: &Claim,
+) -> Result<Option<WriteReport>, tokio_postgres::Error> {
     let touch = client.prepare_cached(&touch_statement(data_type)).await?;
     let upsert = client.prepare_cached(&upsert_statement(data_type)).await?;
+    let owner = client.prepare_cached(OWNER).await?;
     let mut clock = Phases::new(data_type);
     let transaction = client.transaction().await?;
 
@@ -174,9 +195,13 @@ async fn write(
         report.unchanged = batch.len() - report.inserted - report.updated;
         clock.end("upsert");
     }
+    // Last, when this transaction holds the locks of its rows: whoever claims the queue after this waits for them.
+    if transaction.query_opt(&owner, &[&claim.queue, &claim.owner]).await?.is_none() {
+        return Ok(None); // dropping the transaction rolls it back
+    }
     transaction.commit().await?;
     clock.end("commit");
-    Ok(report)
+    Ok(Some(report))
 }
 
 /// Times the phases of one write.
