@@ -63,6 +63,8 @@ pub struct ExtractionComplete {
     pub version: String,
     /// When the extractor first started on this version, RFC 3339; empty if absent.
     pub started_at: String,
+    /// When this message was made, by the extractor's clock, RFC 3339; empty if absent.
+    pub sent_at: String,
     /// Records per type name, as far as stated.
     pub record_counts: Vec<(String, i64)>,
 }
@@ -180,8 +182,19 @@ fn extraction_complete(object: &Object<'_>) -> ExtractionComplete {
     ExtractionComplete {
         version: object.text("version").filter(|v| !v.is_empty()).unwrap_or_else(|| "unknown".to_owned()),
         started_at: object.text("started_at").unwrap_or_default(),
+        sent_at: object.text("timestamp").unwrap_or_default(),
         record_counts,
     }
+}
+
+/// An ISO 8601 time; one without a zone counts as UTC.
+pub fn parse_time(text: &str) -> Option<chrono::DateTime<chrono::Utc>> {
+    chrono::DateTime::parse_from_rfc3339(text).map(|t| t.to_utc()).ok().or_else(|| {
+        ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f"]
+            .iter()
+            .find_map(|format| chrono::NaiveDateTime::parse_from_str(text, format).ok())
+            .map(|naive| naive.and_utc())
+    })
 }
 
 fn record_id(object: &Object<'_>) -> Result<String, Reject> {
@@ -346,5 +359,14 @@ mod tests {
         let endless = format!(r#"{{"type":"extraction_complete","version":"{}"}}"#, "1".repeat(201));
         assert_eq!(reason(endless.as_bytes()), "invalid_control");
         assert!(matches!(decode(br#"{"type":"other","id":"1"}"#), Ok(Message::Data(_))));
+    }
+
+    #[test]
+    fn times_with_and_without_zone() {
+        let utc = |s| parse_time(s).map(|t| t.to_rfc3339());
+        assert_eq!(utc("2026-01-02T03:04:05.123456789Z").as_deref(), Some("2026-01-02T03:04:05.123456789+00:00"));
+        assert_eq!(utc("2026-01-02T03:04:05+02:00").as_deref(), Some("2026-01-02T01:04:05+00:00"));
+        assert_eq!(utc("2026-01-02T03:04:05").as_deref(), Some("2026-01-02T03:04:05+00:00"));
+        assert_eq!(utc("yesterday"), None);
     }
 }

@@ -22,6 +22,11 @@ pub const VARIABLES: &[Variable] = &[
         Value("2"),
         "write transactions of all types together; more than two mostly meet in deadlocks",
     ),
+    variable(
+        "PURGE_MAX_DELETE_FRACTION",
+        Value("0.90"),
+        "veto: when a complete run would remove this share of a type's records or more, nothing is removed",
+    ),
 ];
 
 /// Names of the batch variables.
@@ -55,6 +60,8 @@ pub struct Neo4jConfig {
     pub ca_file: Option<String>,
     /// Write transactions at the same time.
     pub transactions: usize,
+    /// Share of a type's records from which on a run that misses them removes none.
+    pub max_delete_fraction: f64,
 }
 
 /// Schemes that the client speaks.
@@ -80,6 +87,7 @@ pub fn read(mut env: Env) -> Result<((Config, Neo4jConfig), Vec<String>), Config
         verify,
         ca_file,
         transactions: env.number("NEO4J_TRANSACTIONS", 1..=64),
+        max_delete_fraction: env.number("PURGE_MAX_DELETE_FRACTION", 0.0..=1.0),
     };
     common.transactions = neo4j.transactions;
     env.finish((common, neo4j))

@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use chrono::DateTime;
 use common::DataType;
 use common::backoff::Backoff;
 use common::message::ExtractionComplete;
@@ -19,6 +18,7 @@ use tracing::{info, warn};
 use crate::connect::Connector;
 use crate::errors::classify;
 use crate::statements::label;
+use crate::{sweep, vanished};
 
 /// How often to look for runs whose replica died.
 const LOOK: Duration = Duration::from_secs(30);
@@ -33,9 +33,14 @@ const LABEL_PAGE: i64 = 200;
 /// Notes that a type of this run is complete. An older run than the one noted changes nothing, a newer run of the same
 /// version starts from nothing. `ExtractionCompletion` mirrors the result for whoever reads it (contract §5.2).
 pub fn signal(data_type: DataType, run: &ExtractionComplete) -> Query {
-    let started = DateTime::parse_from_rfc3339(&run.started_at).map_or(0, |t| t.timestamp_micros());
+    let started = micros(&run.started_at);
+    let count = run.record_counts.iter().find(|(t, _)| t == data_type.name()).map(|(_, n)| *n);
     query(
-        "MERGE (r:IngestRun {version: $version})
+        "MERGE (v:IngestVanished {key: $type + ' ' + $version + ' ' + $started})
+           ON CREATE SET v.type = $type, v.version = $version, v.started = $started / 1000, v.count = $count,
+                         v.requested = timestamp(), v.behind = CASE WHEN $latest > timestamp() THEN $latest - timestamp() ELSE 0 END
+         WITH 1 AS one
+         MERGE (r:IngestRun {version: $version})
            ON CREATE SET r.started = $started, r.signals = [], r.requested = 0, r.completed = 0
          SET r.touched = datetime()
          WITH r WHERE $started >= r.started
@@ -47,13 +52,21 @@ pub fn signal(data_type: DataType, run: &ExtractionComplete) -> Query {
     )
     .param("version", run.version.as_str())
     .param("started", started)
+    .param("latest", started.max(micros(&run.sent_at)) / 1000)
+    .param("count", count)
     .param("type", data_type.name())
     .param("types", DataType::ALL.map(|t| t.name()).to_vec())
+}
+
+/// Microseconds since 1970; 0 if it is no time. One without a zone counts as UTC.
+fn micros(time: &str) -> i64 {
+    common::message::parse_time(time).map_or(0, |t| t.timestamp_micros())
 }
 
 /// The maintenance of this worker's graph.
 pub struct Maintenance {
     connector: Connector,
+    max_delete_fraction: f64,
     requested: Notify,
     /// Tells replicas apart.
     owner: String,
@@ -61,8 +74,14 @@ pub struct Maintenance {
 
 impl Maintenance {
     /// `connector` is beside the pipelines' connections, with more patience.
-    pub fn new(connector: Connector) -> Self {
-        Maintenance { connector, requested: Notify::new(), owner: format!("{:016x}", fastrand::u64(..)) }
+    /// A run that misses `max_delete_fraction` of a type's records or more removes none of them.
+    pub fn new(connector: Connector, max_delete_fraction: f64) -> Self {
+        Maintenance {
+            connector,
+            max_delete_fraction,
+            requested: Notify::new(),
+            owner: format!("{:016x}", fastrand::u64(..)),
+        }
     }
 
     /// Something may be to do.
@@ -108,6 +127,9 @@ impl Maintenance {
         let (version, requested): (String, i64) = (get(&row, "version")?, get(&row, "requested")?);
         info!(version, "🏁 All data types complete — running post-import maintenance");
         let job = Job { graph, version, owner: &self.owner };
+        job.recheck().await?;
+        job.remove_vanished(self.max_delete_fraction).await?;
+        job.recheck().await?;
         for data_type in DataType::ALL {
             job.remove_stubs(data_type).await?;
         }
@@ -160,6 +182,29 @@ impl Job<'_> {
         }
     }
 
+    /// Looks once more at everything that pruning may have left behind, now that nothing is written beside it.
+    async fn recheck(&self) -> Result<(), SinkError> {
+        loop {
+            self.renew().await?;
+            let Some(row) = one(&self.graph, sweep::oldest_note()).await? else { return Ok(()) };
+            let (note, removed) = sweep::noted(&row).map_err(|e| unreadable(&e))?;
+            for statement in sweep::statements(&removed) {
+                self.graph.run(statement).await.map_err(|e| classify(&e))?;
+            }
+            self.graph.run(sweep::forget(&note)).await.map_err(|e| classify(&e))?;
+        }
+    }
+
+    /// Records that the run did not bring.
+    async fn remove_vanished(&self, max_fraction: f64) -> Result<(), SinkError> {
+        loop {
+            self.renew().await?;
+            let Some(row) = one(&self.graph, vanished::requests(&self.version)).await? else { return Ok(()) };
+            let request = row.to().map_err(|e| unreadable(&e))?;
+            vanished::remove(&self.graph, &request, max_fraction).await?;
+        }
+    }
+
     /// Deletes nodes without hash that nothing refers to, page by page along the index of ids.
     async fn remove_stubs(&self, data_type: DataType) -> Result<(), SinkError> {
         let label = label(data_type);
@@ -167,9 +212,10 @@ impl Job<'_> {
             "MATCH (n:{label}) WHERE n.id > $after WITH n ORDER BY n.id LIMIT $page
              WITH collect(n) AS nodes, max(n.id) AS last
              CALL (nodes) {{
-               UNWIND nodes AS n WITH n WHERE n.sha256 IS NULL AND NOT (n)--() DELETE n RETURN count(*) AS deleted
+               UNWIND nodes AS n WITH n WHERE {bare} AND NOT (n)--() DELETE n RETURN count(*) AS deleted
              }}
-             RETURN last, deleted"
+             RETURN last, deleted",
+            bare = sweep::is_bare("id")
         );
         let (mut after, mut deleted) = (String::new(), 0);
         loop {
@@ -241,5 +287,9 @@ async fn one(graph: &Graph, statement: Query) -> Result<Option<Row>, SinkError> 
 }
 
 fn get<'a, T: serde::Deserialize<'a>>(row: &'a Row, key: &str) -> Result<T, SinkError> {
-    row.get(key).map_err(|e| SinkError::new(common::sink::Class::Fatal, "result", e.to_string()))
+    row.get(key).map_err(|e| unreadable(&e))
+}
+
+fn unreadable(error: &neo4rs::DeError) -> SinkError {
+    SinkError::new(common::sink::Class::Fatal, "result", error.to_string())
 }

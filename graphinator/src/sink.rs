@@ -11,13 +11,15 @@ use common::sink::{Class, Record, Sink, SinkError, WriteReport};
 use common::turn::Claim;
 use neo4rs::{Query, Txn, query};
 use tokio::sync::Mutex;
+use tracing::info;
 
 use crate::config::Neo4jConfig;
 use crate::connect::Connector;
 use crate::errors::classify;
 use crate::maintenance::{self, Maintenance};
+use crate::prune::{self, Removed};
 use crate::record::{self, Payload};
-use crate::{schema, statements};
+use crate::{schema, statements, sweep};
 
 /// Longest wait for one statement of the maintenance: statistics of the largest genre read millions of releases.
 const MAINTENANCE_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -35,7 +37,10 @@ impl Neo4jSink {
     pub fn new(config: &Neo4jConfig, schema: SchemaMode, timeout: Duration) -> Self {
         Neo4jSink {
             connector: Connector::new(config.clone(), timeout),
-            maintenance: Maintenance::new(Connector::new(config.clone(), MAINTENANCE_TIMEOUT)),
+            maintenance: Maintenance::new(
+                Connector::new(config.clone(), MAINTENANCE_TIMEOUT),
+                config.max_delete_fraction,
+            ),
             schema,
             preparing: Mutex::new(()),
         }
@@ -58,7 +63,7 @@ impl Neo4jSink {
     ) -> Result<WriteReport, SinkError> {
         let mut transaction = self.connector.graph()?.start_txn().await.map_err(|e| self.failed(&e))?;
         let written = write(&mut transaction, data_type, batch).await;
-        let (report, changed) = written.map_err(|e| self.failed(&e))?;
+        let (report, changed, removed) = written.map_err(|e| self.failed(&e))?;
         // Last, when this transaction holds the locks of its nodes: whoever claims the queue after this waits for them.
         if !changed.is_empty() && !is_owner(&mut transaction, claim).await.map_err(|e| self.failed(&e))? {
             transaction.rollback().await.map_err(|e| self.failed(&e))?;
@@ -75,7 +80,21 @@ impl Neo4jSink {
             self.run(statements::link(linkable)).await?;
             phase(data_type, "link", link);
         }
+        if !removed.is_empty() {
+            let sweep = Instant::now();
+            self.sweep(&removed).await;
+            phase(data_type, "sweep", sweep);
+        }
         Ok(report)
+    }
+
+    /// What fails here is still noted, and done by the maintenance.
+    async fn sweep(&self, removed: &Removed) {
+        for statement in sweep::statements(removed) {
+            if let Err(e) = self.run(statement).await {
+                info!(code = e.code, error = e.message, "🧹 What was pruned is swept later");
+            }
+        }
     }
 
     async fn run(&self, statement: Query) -> Result<(), SinkError> {
@@ -99,8 +118,8 @@ impl Sink for Neo4jSink {
             return Err(SinkError::new(Class::Fatal, "schema", what));
         }
         // The very statements of a write, on nothing: what this server or user can't do is found before records are fetched.
-        let rehearsal = [Some(statements::check(data_type, &[])), statements::prune(data_type, &[])];
-        for statement in rehearsal.into_iter().flatten().chain([statements::write(data_type, &[])]) {
+        let prune = prune::statement(data_type, &[]);
+        for statement in [statements::check(data_type, &[]), prune, statements::write(data_type, &[])] {
             graph.run(statement).await.map_err(|e| self.failed(&e))?;
         }
         Ok(())
@@ -127,8 +146,9 @@ impl Sink for Neo4jSink {
         written
     }
 
-    async fn note_dead_letter(&self, _: DataType) -> Result<(), SinkError> {
-        Ok(()) // nothing is ever removed because it was not seen
+    async fn note_dead_letter(&self, data_type: DataType) -> Result<(), SinkError> {
+        let note = query("MERGE (d:IngestDeadLetters {type: $type}) SET d.last = timestamp()");
+        self.run(note.param("type", data_type.name())).await
     }
 
     async fn control(&self, data_type: DataType, control: &Control) -> Result<(), SinkError> {
@@ -166,12 +186,12 @@ impl Drop for Unfinished<'_> {
     }
 }
 
-/// The statements of one batch. Returns what was done, and the records that were new or changed.
+/// The statements of one batch. Returns what was done, the records that were new or changed, and what was taken away.
 async fn write<'a>(
     transaction: &mut Txn,
     data_type: DataType,
     batch: &[&'a Record<Payload>],
-) -> Result<(WriteReport, Vec<&'a Record<Payload>>), neo4rs::Error> {
+) -> Result<(WriteReport, Vec<&'a Record<Payload>>, Removed), neo4rs::Error> {
     let check = Instant::now();
     let mut rows = transaction.execute(statements::check(data_type, batch)).await?;
     let (mut unchanged, mut changed) = (HashSet::new(), HashSet::new());
@@ -188,11 +208,17 @@ async fn write<'a>(
     let at = |positions: &dyn Fn(usize) -> bool| -> Vec<&'a Record<Payload>> {
         batch.iter().enumerate().filter(|(i, _)| positions(*i)).map(|(_, r)| *r).collect()
     };
-    if !changed.is_empty()
-        && let Some(statement) = statements::prune(data_type, &at(&|i| changed.contains(&i)))
-    {
+    let mut removed = Removed::default();
+    if !changed.is_empty() {
         let prune = Instant::now();
-        transaction.run(statement).await?;
+        let statement = prune::statement(data_type, &at(&|i| changed.contains(&i)));
+        let mut rows = transaction.execute(statement).await?;
+        while let Some(row) = rows.next(&mut *transaction).await? {
+            removed.add(&row)?;
+        }
+        if !removed.is_empty() {
+            transaction.run(sweep::note(&removed)).await?;
+        }
         phase(data_type, "prune", prune);
     }
     let rest = at(&|i| !unchanged.contains(&i));
@@ -201,7 +227,7 @@ async fn write<'a>(
         transaction.run(statements::write(data_type, &rest)).await?;
         phase(data_type, "merge", merge);
     }
-    Ok((report, rest))
+    Ok((report, rest, removed))
 }
 
 async fn is_owner(transaction: &mut Txn, claim: &Claim) -> Result<bool, neo4rs::Error> {

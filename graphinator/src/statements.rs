@@ -20,15 +20,17 @@ const ARTIST_URL: &str = "https://api.discogs.com/artists/";
 
 /// Compares hashes on the server. Returns the positions of records that are there with the same hash (`unchanged`), and
 /// of those there with another one (`changed`), whose edges must be pruned. An empty hash is never equal (contract, D.3);
-/// a node without hash is a stub and has no edges of its own.
+/// a node without hash is a stub and has no edges of its own. Notes on the way that all of them were seen.
 pub fn check(data_type: DataType, records: &[&Record<Payload>]) -> Query {
     let label = label(data_type);
     query(&format!(
-        "UNWIND range(0, size($ids) - 1) AS i \
+        "FOREACH (_ IN CASE WHEN size($ids) > 0 THEN [1] ELSE [] END | CREATE (:IngestSeen {{type: $type, at: timestamp(), ids: $ids}})) \
+         WITH 1 AS one UNWIND range(0, size($ids) - 1) AS i \
          MATCH (n:{label} {{id: $ids[i]}}) WHERE n.sha256 IS NOT NULL \
          WITH i, n.sha256 = $hashes[i] AND $hashes[i] <> '' AS same \
          RETURN collect(CASE WHEN same THEN i END) AS unchanged, collect(CASE WHEN NOT same THEN i END) AS changed"
     ))
+    .param("type", data_type.name())
     .param("ids", list(records.iter().map(|r| r.id.as_str())))
     .param("hashes", list(records.iter().map(|r| r.hash.as_str())))
 }
@@ -60,17 +62,17 @@ pub const fn label(data_type: DataType) -> &'static str {
 const ARTISTS: &str = "
 UNWIND $rows AS r
 MERGE (n:Artist {id: r.id})
-SET n.name = r.name, n.resource_url = $url + r.id, n.releases_url = $url + r.id + '/releases', n.sha256 = r.sha256
+SET n.name = r.name, n.resource_url = $url + r.id, n.releases_url = $url + r.id + '/releases', n.sha256 = r.sha256, n._v = 1
 WITH collect(n) AS nodes
 CALL (nodes) {
   UNWIND $members AS t MERGE (o:Artist {id: t.key})
   WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
-  MERGE (o)-[:MEMBER_OF]->(n)
+  MERGE (o)-[e:MEMBER_OF]->(n) SET e._members = true
 }
 CALL (nodes) {
   UNWIND $groups AS t MERGE (o:Artist {id: t.key})
   WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
-  MERGE (n)-[:MEMBER_OF]->(o)
+  MERGE (n)-[e:MEMBER_OF]->(o) SET e._groups = true
 }
 CALL (nodes) {
   UNWIND $aliases AS t MERGE (o:Artist {id: t.key})
@@ -82,17 +84,17 @@ RETURN count(*)";
 const LABELS: &str = "
 UNWIND $rows AS r
 MERGE (n:Label {id: r.id})
-SET n.name = r.name, n.sha256 = r.sha256
+SET n.name = r.name, n.sha256 = r.sha256, n._v = 1
 WITH collect(n) AS nodes
 CALL (nodes) {
   UNWIND $parents AS t MERGE (o:Label {id: t.key})
   WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
-  MERGE (n)-[:SUBLABEL_OF]->(o)
+  MERGE (n)-[e:SUBLABEL_OF]->(o) SET e._parent = true
 }
 CALL (nodes) {
   UNWIND $sublabels AS t MERGE (o:Label {id: t.key})
   WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
-  MERGE (o)-[:SUBLABEL_OF]->(n)
+  MERGE (o)-[e:SUBLABEL_OF]->(n) SET e._sublabels = true
 }
 RETURN count(*)";
 
@@ -122,14 +124,14 @@ CALL () {
 const MASTER_NODES: &str = "
 UNWIND $rows AS r
 MERGE (n:Master {id: r.id})
-SET n.title = r.title, n.year = r.year, n.sha256 = r.sha256
+SET n.title = r.title, n.year = r.year, n.sha256 = r.sha256, n._v = 1, n._only_genre = r.only_genre
 WITH collect(n) AS nodes";
 
 /// `catalog_number` may also come from another service: only a value that is still ours is taken away.
 const RELEASE_NODES: &str = "
 UNWIND $rows AS r
 MERGE (n:Release {id: r.id})
-SET n.title = r.title, n.year = r.year, n.formats = r.formats, n.sha256 = r.sha256,
+SET n.title = r.title, n.year = r.year, n.formats = r.formats, n.sha256 = r.sha256, n._v = 1, n._only_genre = r.only_genre,
     n.catalog_number = CASE
       WHEN r.catalog_number IS NOT NULL THEN r.catalog_number
       WHEN n.catalog_number = n._catalog_number THEN NULL
@@ -152,7 +154,7 @@ CALL (nodes) {
 CALL (nodes) {
   UNWIND $persons AS p MERGE (o:Person {name: p.key})
   WITH nodes, o, p UNWIND p.credits AS c WITH o, c, nodes[c[0]] AS n
-  MERGE (o)-[e:CREDITED_ON {role: c[1]}]->(n) SET e.category = c[2]
+  MERGE (o)-[e:CREDITED_ON {role: c[1]}]->(n) SET e.category = c[2], e._artists = c[3]
 }
 CALL () {
   UNWIND $persons AS p UNWIND p.artists AS id
@@ -162,53 +164,6 @@ CALL () {
   FOREACH (_ IN CASE WHEN a IS NULL THEN [1] ELSE [] END |
     MERGE (w:IngestPendingLink {pair: id + ' ' + p.key}) ON CREATE SET w.artist = id, w.person = p.key)
 }";
-
-const PRUNE_MASTERS: &str = "
-UNWIND $rows AS r
-MATCH (n:Master {id: r.id})
-CALL (n, r) { MATCH (n)-[e:BY]->(o:Artist) WHERE NOT o.id IN r.artists DELETE e }
-CALL (n, r) { MATCH (n)-[e:IS]->(o:Genre) WHERE NOT o.name IN r.genres DELETE e }
-CALL (n, r) { MATCH (n)-[e:IS]->(o:Style) WHERE NOT o.name IN r.styles DELETE e }
-RETURN count(*)";
-
-const PRUNE_RELEASES: &str = "
-UNWIND $rows AS r
-MATCH (n:Release {id: r.id})
-CALL (n, r) { MATCH (n)-[e:BY]->(o:Artist) WHERE NOT o.id IN r.artists DELETE e }
-CALL (n, r) { MATCH (n)-[e:IS]->(o:Genre) WHERE NOT o.name IN r.genres DELETE e }
-CALL (n, r) { MATCH (n)-[e:IS]->(o:Style) WHERE NOT o.name IN r.styles DELETE e }
-CALL (n, r) { MATCH (n)-[e:ON]->(o:Label) WHERE NOT o.id IN r.labels DELETE e }
-CALL (n, r) { MATCH (n)-[e:DERIVED_FROM]->(o:Master) WHERE NOT o.id IN r.masters DELETE e }
-RETURN count(*)";
-
-/// Removes the edges that changed masters or releases no longer have (contract §5.5).
-pub fn prune(data_type: DataType, records: &[&Record<Payload>]) -> Option<Query> {
-    let rows = records.iter().filter_map(|r| match &r.payload {
-        Payload::Master(work) => Some(prune_row(&r.id, work, None)),
-        Payload::Release(work, edition) => Some(prune_row(&r.id, work, Some(edition))),
-        Payload::Artist(_) | Payload::Label(_) => None,
-    });
-    let statement = match data_type {
-        DataType::Masters => PRUNE_MASTERS,
-        DataType::Releases => PRUNE_RELEASES,
-        DataType::Artists | DataType::Labels => return None,
-    };
-    Some(query(statement).param("rows", list(rows)))
-}
-
-fn prune_row(id: &str, work: &Work, edition: Option<&Edition>) -> BoltType {
-    let mut row = vec![
-        ("id", id.into()),
-        ("artists", list(work.artists.iter().map(String::as_str))),
-        ("genres", list(work.genres.iter().map(String::as_str))),
-        ("styles", list(work.styles.iter().map(String::as_str))),
-    ];
-    if let Some(edition) = edition {
-        row.push(("labels", list(edition.labels.iter().map(String::as_str))));
-        row.push(("masters", list(edition.master.iter().map(String::as_str))));
-    }
-    map(row)
-}
 
 /// Writes nodes and edges of new and changed records.
 pub fn write(data_type: DataType, records: &[&Record<Payload>]) -> Query {
@@ -312,6 +267,7 @@ impl<'a> Edges<'a> {
     fn work(&mut self, at: usize, work: &'a Work, row: &mut Row) {
         row.push(("title", nullable(work.title.clone())));
         row.push(("year", nullable(work.year.map(BoltType::from))));
+        row.push(("only_genre", nullable(work.only_genre.as_deref().map(BoltType::from))));
         self.add("artists", at, &work.artists);
         self.add("genres", at, &work.genres);
         self.add("styles", at, &work.styles);
@@ -365,14 +321,16 @@ fn person_row((name, person): (&str, Person<'_>)) -> BoltType {
     let mut artists: Vec<&str> = person.credits.iter().filter_map(|(_, c)| c.artist.as_deref()).collect();
     artists.sort_unstable();
     artists.dedup();
-    let credit = |(at, c): (usize, &Credit)| -> BoltType {
-        list([position(at), c.role.as_str().into(), roles::category(&c.role).into()])
+    // One edge for each role on a record, which remembers the artists that the person is there.
+    let mut credits: BTreeMap<(usize, &str), Vec<&str>> = BTreeMap::new();
+    for (at, credit) in person.credits {
+        credits.entry((at, &credit.role)).or_default().extend(credit.artist.as_deref());
+    }
+    let credit = |((at, role), artists): ((usize, &str), Vec<&str>)| -> BoltType {
+        let artists = if artists.is_empty() { BoltType::Null(BoltNull) } else { list(artists) };
+        list([position(at), role.into(), roles::category(role).into(), artists])
     };
-    map(vec![
-        ("key", name.into()),
-        ("credits", list(person.credits.into_iter().map(credit))),
-        ("artists", list(artists)),
-    ])
+    map(vec![("key", name.into()), ("credits", list(credits.into_iter().map(credit))), ("artists", list(artists))])
 }
 
 fn position(at: usize) -> BoltType {
@@ -383,10 +341,17 @@ fn nullable(value: Option<BoltType>) -> BoltType {
     value.unwrap_or(BoltType::Null(BoltNull))
 }
 
-fn list<T: Into<BoltType>>(items: impl IntoIterator<Item = T>) -> BoltType {
+/// A list parameter.
+pub(crate) fn list<T: Into<BoltType>>(items: impl IntoIterator<Item = T>) -> BoltType {
     BoltType::List(items.into_iter().collect::<BoltList>())
 }
 
-fn map(entries: Vec<(&'static str, BoltType)>) -> BoltType {
+/// A pair of texts.
+pub(crate) fn pair(first: &str, second: &str) -> BoltType {
+    list([first, second])
+}
+
+/// A map parameter.
+pub(crate) fn map(entries: Vec<(&'static str, BoltType)>) -> BoltType {
     BoltType::Map(entries.into_iter().map(|(k, v)| (k.into(), v)).collect::<BoltMap>())
 }

@@ -6,10 +6,9 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, NaiveDateTime, Utc};
 use common::DataType;
 use common::backoff::Backoff;
-use common::message::ExtractionComplete;
+use common::message::{self, ExtractionComplete};
 use common::sink::SinkError;
 use deadpool_postgres::{Pool, Transaction};
 use tokio::sync::Notify;
@@ -180,7 +179,7 @@ async fn purge(
     if record_count == Some(0) {
         return Ok(Outcome::Skipped("the run had no records"));
     }
-    let Some(started) = parse_time(started_at) else {
+    let Some(started) = message::parse_time(started_at) else {
         return Ok(Outcome::Skipped("started_at is no time"));
     };
     let dead = transaction
@@ -204,28 +203,4 @@ async fn purge(
     }
     let deleted = transaction.execute(&format!("DELETE FROM {table} WHERE updated_at < $1"), &[&started]).await?;
     Ok(Outcome::Deleted(i64::try_from(deleted).unwrap_or(i64::MAX)))
-}
-
-/// An ISO 8601 time; one without a zone counts as UTC.
-fn parse_time(text: &str) -> Option<DateTime<Utc>> {
-    DateTime::parse_from_rfc3339(text).map(|t| t.to_utc()).ok().or_else(|| {
-        ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f"]
-            .iter()
-            .find_map(|format| NaiveDateTime::parse_from_str(text, format).ok())
-            .map(|naive| naive.and_utc())
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_with_and_without_zone() {
-        let utc = |s| parse_time(s).map(|t| t.to_rfc3339());
-        assert_eq!(utc("2026-01-02T03:04:05.123456789Z").as_deref(), Some("2026-01-02T03:04:05.123456789+00:00"));
-        assert_eq!(utc("2026-01-02T03:04:05+02:00").as_deref(), Some("2026-01-02T01:04:05+00:00"));
-        assert_eq!(utc("2026-01-02T03:04:05").as_deref(), Some("2026-01-02T03:04:05+00:00"));
-        assert_eq!(utc("yesterday"), None);
-    }
 }

@@ -1,0 +1,169 @@
+//! After pruning: what nobody claims any more goes, be it an edge that many records can claim (PART_OF, SAME_AS) or a node
+//! that only was there for others.
+//!
+//! A sweep runs after the commit of what it follows, so that it and a batch that runs beside it can't both miss the other,
+//! and what it looked at stays noted (`IngestRecheck`) until the maintenance, when nothing is written beside it, has looked
+//! at it once more. Nodes are deleted without their edges: if somebody has just connected one, the deletion fails, and the
+//! note stays.
+
+use neo4rs::{BoltType, Query, Row, query};
+
+use crate::prune::Removed;
+use crate::statements::{list, pair};
+
+/// Writes down what was removed, in the transaction that removes it.
+pub fn note(removed: &Removed) -> Query {
+    let halves = |pairs: &[(String, String)]| pairs.iter().cloned().unzip::<_, _, Vec<_>, Vec<_>>();
+    let (part_of_styles, part_of_genres) = halves(&removed.part_of);
+    let (same_as_persons, same_as_artists) = halves(&removed.same_as);
+    query(
+        "CREATE (n:IngestRecheck) SET n.at = timestamp(), n.artists = $artists, n.labels = $labels, n.masters = $masters,
+           n.releases = $releases, n.genres = $genres, n.styles = $styles, n.persons = $persons,
+           n.part_of_styles = $part_of_styles, n.part_of_genres = $part_of_genres,
+           n.same_as_persons = $same_as_persons, n.same_as_artists = $same_as_artists",
+    )
+    .param("artists", removed.artists.clone())
+    .param("labels", removed.labels.clone())
+    .param("masters", removed.masters.clone())
+    .param("releases", removed.releases.clone())
+    .param("genres", removed.genres.clone())
+    .param("styles", removed.styles.clone())
+    .param("persons", removed.persons.clone())
+    .param("part_of_styles", part_of_styles)
+    .param("part_of_genres", part_of_genres)
+    .param("same_as_persons", same_as_persons)
+    .param("same_as_artists", same_as_artists)
+}
+
+/// One of the notes, the oldest first.
+pub fn oldest_note() -> Query {
+    query("MATCH (n:IngestRecheck) WITH n ORDER BY n.at LIMIT 1 RETURN elementId(n) AS note, n{.*} AS removed")
+}
+
+/// What a note says.
+pub fn noted(row: &Row) -> Result<(String, Removed), neo4rs::DeError> {
+    #[derive(serde::Deserialize)]
+    struct Note {
+        artists: Vec<String>,
+        labels: Vec<String>,
+        masters: Vec<String>,
+        releases: Vec<String>,
+        genres: Vec<String>,
+        styles: Vec<String>,
+        persons: Vec<String>,
+        part_of_styles: Vec<String>,
+        part_of_genres: Vec<String>,
+        same_as_persons: Vec<String>,
+        same_as_artists: Vec<String>,
+    }
+    let n: Note = row.get("removed")?;
+    let removed = Removed {
+        artists: n.artists,
+        labels: n.labels,
+        masters: n.masters,
+        releases: n.releases,
+        genres: n.genres,
+        styles: n.styles,
+        persons: n.persons,
+        part_of: n.part_of_styles.into_iter().zip(n.part_of_genres).collect(),
+        same_as: n.same_as_persons.into_iter().zip(n.same_as_artists).collect(),
+    };
+    Ok((row.get("note")?, removed))
+}
+
+/// Forgets a note.
+pub fn forget(note: &str) -> Query {
+    query("MATCH (n:IngestRecheck) WHERE elementId(n) = $note DELETE n").param("note", note)
+}
+
+/// Makes or removes the edges that many records can claim. `unknown` claims are those of records that did not mark theirs.
+const PART_OF: &str = "
+UNWIND $pairs AS pair
+MATCH (s:Style {name: pair[0]}) MATCH (g:Genre {name: pair[1]})
+OPTIONAL MATCH (s)-[e:PART_OF]->(g)
+WITH s, g, e, EXISTS { (s)<-[:IS]-(r) WHERE r._only_genre = g.name } AS claimed
+FOREACH (_ IN CASE WHEN claimed AND e IS NULL THEN [1] ELSE [] END | MERGE (s)-[:PART_OF]->(g))
+WITH s, g, e WHERE NOT claimed AND e IS NOT NULL AND size([k IN keys(e) WHERE NOT k STARTS WITH '_']) = 0
+WITH s, g, e WHERE NOT EXISTS { (s)<-[:IS]-(r)-[:IS]->(g) WHERE r._v IS NULL }
+DELETE e";
+
+const SAME_AS: &str = "
+UNWIND $pairs AS pair
+MATCH (p:Person {name: pair[0]}) MATCH (a:Artist {id: pair[1]})
+OPTIONAL MATCH (p)-[e:SAME_AS]->(a)
+WITH p, a, e, EXISTS { (p)-[c:CREDITED_ON]->() WHERE a.id IN c._artists } AS claimed
+FOREACH (_ IN CASE WHEN claimed AND e IS NULL THEN [1] ELSE [] END | MERGE (p)-[:SAME_AS]->(a))
+WITH p, a, e WHERE NOT claimed AND e IS NOT NULL AND size([k IN keys(e) WHERE NOT k STARTS WITH '_']) = 0
+WITH p, a, e WHERE NOT EXISTS { (p)-[:CREDITED_ON]->(r) WHERE r._v IS NULL }
+DELETE e";
+
+/// Credits that waited for their artist, and are gone.
+const PENDING: &str = "
+UNWIND $pairs AS pair
+MATCH (w:IngestPendingLink {pair: pair[1] + ' ' + pair[0]})
+WHERE NOT EXISTS { (p:Person {name: pair[0]})-[c:CREDITED_ON]->() WHERE pair[1] IN c._artists }
+DELETE w";
+
+/// Properties beside the key that are ours on a node that is no record: statistics.
+const STATISTICS: &str = "['release_count', 'artist_count', 'label_count', 'genre_count', 'style_count', 'first_year']";
+
+/// Condition: a node `n` that no record stands for and that nothing but ours is on.
+pub fn is_bare(key: &str) -> String {
+    format!(
+        "n.sha256 IS NULL AND size([k IN keys(n) WHERE NOT k STARTS WITH '_' AND k <> '{key}' AND NOT k IN {STATISTICS}]) = 0"
+    )
+}
+
+/// An artist that only SAME_AS refers to was there for others, too: the credits wait again.
+fn lonely_artists() -> String {
+    format!(
+        "UNWIND $keys AS key MATCH (n:Artist {{id: key}})
+         WHERE {} AND NOT EXISTS {{ (n)-[e]-() WHERE NOT e:SAME_AS OR size([k IN keys(e) WHERE NOT k STARTS WITH '_']) > 0 }}
+         OPTIONAL MATCH (p:Person)-[e:SAME_AS]->(n)
+         WITH n, collect(p.name) AS persons, collect(e) AS edges
+         FOREACH (name IN persons |
+           MERGE (w:IngestPendingLink {{pair: n.id + ' ' + name}}) ON CREATE SET w.artist = n.id, w.person = name)
+         FOREACH (e IN edges | DELETE e)
+         DELETE n",
+        is_bare("id")
+    )
+}
+
+fn lonely(label: &str, key: &str) -> String {
+    format!("UNWIND $keys AS key MATCH (n:{label} {{{key}: key}}) WHERE {} AND NOT (n)--() DELETE n", is_bare(key))
+}
+
+/// What to run, in this order.
+pub fn statements(removed: &Removed) -> Vec<Query> {
+    let pairs = |pairs: &[(String, String)]| -> BoltType { list(pairs.iter().map(|(a, b)| pair(a, b))) };
+    let keys = |keys: &[String]| -> BoltType { list(keys.iter().map(String::as_str)) };
+    let mut statements = Vec::new();
+    if !removed.part_of.is_empty() {
+        statements.push(query(PART_OF).param("pairs", pairs(&removed.part_of)));
+    }
+    if !removed.same_as.is_empty() {
+        statements.push(query(SAME_AS).param("pairs", pairs(&removed.same_as)));
+        statements.push(query(PENDING).param("pairs", pairs(&removed.same_as)));
+    }
+    // An artist may have lost its last edge but SAME_AS, or that one.
+    let mut artists = removed.artists.clone();
+    artists.extend(removed.same_as.iter().map(|(_, artist)| artist.clone()));
+    artists.sort_unstable();
+    artists.dedup();
+    if !artists.is_empty() {
+        statements.push(query(&lonely_artists()).param("keys", keys(&artists)));
+    }
+    for (label, key, removed) in [
+        ("Label", "id", &removed.labels),
+        ("Master", "id", &removed.masters),
+        ("Release", "id", &removed.releases),
+        ("Genre", "name", &removed.genres),
+        ("Style", "name", &removed.styles),
+        ("Person", "name", &removed.persons),
+    ] {
+        if !removed.is_empty() {
+            statements.push(query(&lonely(label, key)).param("keys", keys(removed)));
+        }
+    }
+    statements
+}
