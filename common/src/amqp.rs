@@ -25,7 +25,7 @@ use crate::settle::{AckFrame, Ledger};
 /// Longest wait for the broker's answer to anything: a frozen connection must not hold a queue's loop.
 const ANSWER: Duration = Duration::from_secs(15);
 /// Deliveries of one message before the broker gives up on it (contract §1.1).
-const DELIVERY_LIMIT: i32 = 20;
+pub const DELIVERY_LIMIT: i32 = 20;
 
 /// What can go wrong with the broker.
 #[derive(Clone, Debug, thiserror::Error)]

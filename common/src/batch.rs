@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use lapin::BasicProperties;
+use lapin::types::AMQPValue;
 use tokio::time::Instant;
 
 use crate::message::Reject;
@@ -47,6 +48,20 @@ pub struct Origin {
     pub received: chrono::DateTime<chrono::Utc>,
 }
 
+impl Origin {
+    /// How often the broker has delivered it before, as a quorum queue counts.
+    pub fn delivery_count(&self) -> i64 {
+        let headers = self.properties.headers().as_ref();
+        let count = headers.and_then(|headers| headers.inner().get("x-delivery-count"));
+        match count {
+            Some(AMQPValue::LongLongInt(n)) => *n,
+            Some(AMQPValue::LongInt(n)) => i64::from(*n),
+            Some(AMQPValue::LongUInt(n)) => i64::from(*n),
+            _ => 0,
+        }
+    }
+}
+
 /// One delivery in a batch.
 #[derive(Debug)]
 pub enum Item<P> {
@@ -57,6 +72,13 @@ pub enum Item<P> {
 }
 
 impl<P> Item<P> {
+    /// Where it came from.
+    pub fn origin(&self) -> &Origin {
+        match self {
+            Item::Record(_, origin) | Item::Reject(_, _, origin) => origin,
+        }
+    }
+
     fn bytes(&self) -> usize {
         match self {
             Item::Record(record, _) => record.body.len(),

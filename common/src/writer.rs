@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::amqp::DELIVERY_LIMIT;
 use crate::backoff::Backoff;
 use crate::batch::{Batch, Item, Origin};
 use crate::data_type::{DataType, Topology};
@@ -20,6 +21,9 @@ use crate::metrics as names;
 use crate::sink::{Class, Record, Sink, SinkError, WriteReport};
 use crate::status::Status;
 use crate::turn::Claim;
+
+/// A message with so few deliveries left counts as lost for the run already.
+const NEAR: i64 = 5;
 
 /// What a write needs to know about its queue.
 pub struct Writer<S> {
@@ -91,6 +95,10 @@ impl<S: Sink> Writer<S> {
     pub async fn write(&self, batch: Batch<S::Payload>) -> Result<(), Interrupted> {
         let started = Instant::now();
         let size = batch.items.len();
+        // The broker dead-letters without asking. Whoever compares what a run has brought must know that before.
+        if batch.items.iter().any(|item| item.origin().delivery_count() >= i64::from(DELIVERY_LIMIT) - NEAR) {
+            self.note_dead_letter(batch.opened).await?;
+        }
         let (records, rejects) = sort(batch.items);
         if !records.is_empty() {
             self.write_parts(records, batch.opened).await?;
@@ -200,6 +208,14 @@ impl<S: Sink> Writer<S> {
         self.status.committed(self.data_type, deliveries);
     }
 
+    async fn note_dead_letter(&self, since: Instant) -> Result<(), Interrupted> {
+        let mut retry = Retry::new(self, since);
+        while let Err(error) = self.bounded(self.sink.note_dead_letter(self.data_type)).await {
+            retry.after(error).await?;
+        }
+        Ok(())
+    }
+
     async fn dead_letter(
         &self,
         body: &[u8],
@@ -207,10 +223,8 @@ impl<S: Sink> Writer<S> {
         reason: Reason,
         since: Instant,
     ) -> Result<(), Interrupted> {
+        self.note_dead_letter(since).await?;
         let mut retry = Retry::new(self, since);
-        while let Err(error) = self.bounded(self.sink.note_dead_letter(self.data_type)).await {
-            retry.after(error).await?;
-        }
         while let Err(error) = self.dead_letters.publish(&self.topology, body, &origin, &reason).await {
             retry.after(SinkError::new(Class::Transient, "dead_letter", error.to_string())).await?;
             // If this fails too, the next attempt to publish says so.

@@ -22,9 +22,10 @@ use crate::{sweep, vanished};
 
 /// How often to look for runs whose replica died.
 const LOOK: Duration = Duration::from_secs(30);
-/// How long a replica may be silent before another one takes over its maintenance. Longer than any single statement
-/// is likely to take; if one takes longer still, two replicas compute the same numbers.
-const LEASE: Duration = Duration::from_secs(900);
+/// How long a replica may be silent before another one takes over its maintenance. If both go on, they do the same.
+const LEASE: Duration = Duration::from_secs(60);
+/// How often it says that it goes on.
+const RENEW: Duration = Duration::from_secs(15);
 /// Nodes per transaction of the clean-up. (16 GiB were not enough for the predecessors' single transaction.)
 const CLEANUP_PAGE: i64 = 5000;
 /// Labels per transaction of the statistics.
@@ -127,15 +128,10 @@ impl Maintenance {
         let (version, requested): (String, i64) = (get(&row, "version")?, get(&row, "requested")?);
         info!(version, "🏁 All data types complete — running post-import maintenance");
         let job = Job { graph, version, owner: &self.owner };
-        job.recheck().await?;
-        job.remove_vanished(self.max_delete_fraction).await?;
-        job.recheck().await?;
-        for data_type in DataType::ALL {
-            job.remove_stubs(data_type).await?;
+        tokio::select! {
+            done = job.run(self.max_delete_fraction) => done?,
+            lost = job.keep() => return Err(lost),
         }
-        job.named_statistics("Genre", "style", "Style").await?;
-        job.named_statistics("Style", "genre", "Genre").await?;
-        job.label_statistics().await?;
         let done = query(
             "MATCH (r:IngestRun {version: $version}) SET r.completed = $requested, r.owner = NULL RETURN 1 AS done",
         )
@@ -168,7 +164,28 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Keeps other replicas from taking over.
+    async fn run(&self, max_delete_fraction: f64) -> Result<(), SinkError> {
+        self.recheck().await?;
+        self.remove_vanished(max_delete_fraction).await?;
+        self.recheck().await?;
+        for data_type in DataType::ALL {
+            self.remove_stubs(data_type).await?;
+        }
+        self.named_statistics("Genre", "style", "Style").await?;
+        self.named_statistics("Style", "genre", "Genre").await?;
+        self.label_statistics().await
+    }
+
+    /// Keeps other replicas from taking over, beside the statements, which may take long. Returns when one did.
+    async fn keep(&self) -> SinkError {
+        loop {
+            sleep(RENEW).await;
+            if let Err(e) = self.renew().await {
+                return e;
+            }
+        }
+    }
+
     async fn renew(&self) -> Result<(), SinkError> {
         let renew = query("MATCH (r:IngestRun {version: $version, owner: $owner}) SET r.lease = timestamp() + $lease RETURN 1 AS mine")
             .param("version", self.version.as_str())
@@ -185,7 +202,6 @@ impl Job<'_> {
     /// Looks once more at everything that pruning may have left behind, now that nothing is written beside it.
     async fn recheck(&self) -> Result<(), SinkError> {
         loop {
-            self.renew().await?;
             let Some(row) = one(&self.graph, sweep::oldest_note()).await? else { return Ok(()) };
             let (note, removed) = sweep::noted(&row).map_err(|e| unreadable(&e))?;
             for statement in sweep::statements(&removed) {
@@ -198,7 +214,6 @@ impl Job<'_> {
     /// Records that the run did not bring.
     async fn remove_vanished(&self, max_fraction: f64) -> Result<(), SinkError> {
         loop {
-            self.renew().await?;
             let Some(row) = one(&self.graph, vanished::requests(&self.version)).await? else { return Ok(()) };
             let request = row.to().map_err(|e| unreadable(&e))?;
             vanished::remove(&self.graph, &request, max_fraction).await?;
@@ -219,7 +234,6 @@ impl Job<'_> {
         );
         let (mut after, mut deleted) = (String::new(), 0);
         loop {
-            self.renew().await?;
             let statement = query(&page).param("after", after.as_str()).param("page", CLEANUP_PAGE);
             let Some(row) = one(&self.graph, statement).await? else { break };
             deleted += get::<i64>(&row, "deleted")?;
@@ -249,7 +263,6 @@ impl Job<'_> {
             None => Vec::new(),
         };
         for name in names {
-            self.renew().await?;
             one(&self.graph, query(&statement).param("name", name)).await?;
         }
         Ok(())
@@ -265,7 +278,6 @@ impl Job<'_> {
              RETURN max(x.id) AS last";
         let mut after = String::new();
         loop {
-            self.renew().await?;
             let page = query(statement).param("after", after.as_str()).param("page", LABEL_PAGE);
             match one(&self.graph, page).await? {
                 Some(row) => match get::<Option<String>>(&row, "last")? {

@@ -21,6 +21,10 @@ use crate::rows;
 /// How often to look for requests of replicas that died.
 const LOOK: Duration = Duration::from_secs(30);
 
+/// A database's clock that is behind the extractor's by more than this says nothing about which rows are stale; by less,
+/// the run's beginning is moved.
+const CLOCK: Duration = Duration::from_secs(60);
+
 /// The purges of this worker's database.
 pub struct Purges {
     pool: Pool,
@@ -40,13 +44,17 @@ impl Purges {
     /// [`SinkError`].
     pub async fn request(&self, data_type: DataType, run: &ExtractionComplete) -> Result<(), SinkError> {
         let count = run.record_counts.iter().find(|(t, _)| t == data_type.name()).map(|(_, n)| *n);
+        // What the extractor's clock has said is in the past; by how much it is not, the database's clock is behind.
+        let latest = [&run.started_at, &run.sent_at].into_iter().filter_map(|time| message::parse_time(time)).max();
+        let latest = latest.unwrap_or_default();
         let mut lease = Lease::take(&self.pool).await?;
         let outcome = lease
             .client()?
             .execute(
-                "INSERT INTO ingest_purges (data_type, version, started_at, record_count) VALUES ($1, $2, $3, $4) \
+                "INSERT INTO ingest_purges (data_type, version, started_at, record_count, behind) \
+                 VALUES ($1, $2, $3, $4, GREATEST(0, EXTRACT(EPOCH FROM $5::timestamptz - clock_timestamp()))::float8) \
                  ON CONFLICT (data_type, version, started_at) DO NOTHING",
-                &[&data_type.name(), &rows::storable(&run.version), &rows::storable(&run.started_at), &count],
+                &[&data_type.name(), &rows::storable(&run.version), &rows::storable(&run.started_at), &count, &latest],
             )
             .await;
         lease.finish(outcome)?;
@@ -93,7 +101,7 @@ async fn claim_and_purge(
     transaction.batch_execute("SET LOCAL statement_timeout = 0").await?; // millions of rows take their time
     let request = transaction
         .query_opt(
-            "SELECT data_type, version, started_at, record_count FROM ingest_purges WHERE finished_at IS NULL \
+            "SELECT data_type, version, started_at, record_count, behind FROM ingest_purges WHERE finished_at IS NULL \
              ORDER BY requested_at LIMIT 1 FOR UPDATE SKIP LOCKED",
             &[],
         )
@@ -103,7 +111,9 @@ async fn claim_and_purge(
     };
     let (name, version, started_at): (&str, &str, &str) = (request.get(0), request.get(1), request.get(2));
     let outcome = match DataType::ALL.into_iter().find(|t| t.name() == name) {
-        Some(data_type) => purge(&transaction, data_type, started_at, request.get(3), max_fraction).await?,
+        Some(data_type) => {
+            purge(&transaction, data_type, started_at, request.get(3), request.get(4), max_fraction).await?
+        }
         None => Outcome::Skipped("unknown data type"),
     };
     outcome.log(name, version);
@@ -171,6 +181,7 @@ async fn purge(
     table: DataType,
     started_at: &str,
     record_count: Option<i64>,
+    behind: f64,
     max_fraction: f64,
 ) -> Result<Outcome, tokio_postgres::Error> {
     if started_at.is_empty() {
@@ -182,6 +193,10 @@ async fn purge(
     let Some(started) = message::parse_time(started_at) else {
         return Ok(Outcome::Skipped("started_at is no time"));
     };
+    if behind > CLOCK.as_secs_f64() {
+        return Ok(Outcome::Skipped("the database's clock is behind the extractor's"));
+    }
+    let started = started - Duration::from_secs_f64(behind);
     let dead = transaction
         .query_opt(
             "SELECT 1 FROM ingest_dead_letters WHERE data_type = $1 AND last_at >= $2",

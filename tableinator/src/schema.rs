@@ -63,6 +63,7 @@ fn objects() -> Vec<Object> {
         (
             "ingest_purges",
             "data_type TEXT NOT NULL, version TEXT NOT NULL, started_at TEXT NOT NULL, record_count BIGINT, \
+             behind DOUBLE PRECISION NOT NULL DEFAULT 0, \
              requested_at TIMESTAMPTZ NOT NULL DEFAULT NOW(), finished_at TIMESTAMPTZ, outcome TEXT, deleted BIGINT, \
              PRIMARY KEY (data_type, version, started_at)",
         ),

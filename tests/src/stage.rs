@@ -140,6 +140,12 @@ impl Stage {
         Worker::start(&binary(worker), &self.env(extra), &log)
     }
 
+    /// Starts one of several replicas of a worker, with a log of its own.
+    pub fn spawn_replica(&self, worker: &str, number: usize, extra: &[(&str, &str)]) -> Result<Worker, Error> {
+        let log = self.logs.join(format!("{}-{worker}-{number}.log", self.prefix));
+        Worker::start(&binary(worker), &self.env(extra), &log)
+    }
+
     /// Runs a worker's `check` and returns its exit status and output.
     pub fn check(&self, worker: &str, extra: &[(&str, &str)]) -> Result<(i32, String), Error> {
         let out = Command::new(binary(worker)).arg("check").env_clear().envs(self.env(extra)).output()?;
@@ -322,18 +328,30 @@ pub async fn controlled(worker: &mut Worker, data_type: DataType, count: f64) ->
 
 /// Waits until purges and maintenance of this run are done.
 pub async fn run_maintained(stage: &Stage, version: &str) -> Result<(), Error> {
-    let (postgres, graph) = (stage.postgres().await?, services().neo4j()?);
+    let postgres = stage.postgres().await?;
     let purged = "SELECT count(*) FROM ingest_purges WHERE version = $1 AND finished_at IS NOT NULL";
-    let done = "MATCH (r:IngestRun {version: $v}) WHERE r.requested > 0 RETURN r.completed >= r.requested AS done";
     for _ in 0..600 {
         let purges: i64 = postgres.query_one(purged, &[&version]).await?.get(0);
+        if purges == 4 {
+            return run_graph_maintained(version).await;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Err("the purges did not end within a minute".into())
+}
+
+/// Waits until the maintenance of this run is done.
+pub async fn run_graph_maintained(version: &str) -> Result<(), Error> {
+    let graph = services().neo4j()?;
+    let done = "MATCH (r:IngestRun {version: $v}) WHERE r.requested > 0 RETURN r.completed >= r.requested AS done";
+    for _ in 0..600 {
         let row = graph.execute(query(done).param("v", version)).await?.next().await?;
-        if purges == 4 && row.is_some_and(|r| r.get::<bool>("done").unwrap_or(false)) {
+        if row.is_some_and(|r| r.get::<bool>("done").unwrap_or(false)) {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    Err("purge or maintenance did not end within a minute".into())
+    Err("the maintenance did not end within a minute".into())
 }
 
 /// Asserts what holds at the end of every test without outages: nothing came twice, nothing waits, a clean exit.

@@ -1,0 +1,286 @@
+//! An update ends in the graph that its month alone would make, whatever was there before; what others own stays.
+
+use std::time::Duration;
+
+use common::DataType;
+use integration_tests::oracle::{self, Messages};
+use integration_tests::stage::{run_graph_maintained, services, settled};
+use integration_tests::states::{self, Allowed};
+use integration_tests::{Error, Stage};
+use neo4rs::{Graph, query};
+use xtask::process::Worker;
+use xtask::sample::extraction_complete;
+
+fn now() -> String {
+    chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Nanos, true)
+}
+
+/// A data message; `members` is JSON text.
+fn message(id: &str, hash: &str, members: &str) -> Vec<u8> {
+    format!(r#"{{"type":"data","id":"{id}","sha256":"{hash}","id":"{id}",{members}}}"#).into_bytes()
+}
+
+struct Updates {
+    stage: Stage,
+    worker: Worker,
+    graph: Graph,
+    published: usize,
+}
+
+impl Updates {
+    async fn new(name: &str) -> Result<Updates, Error> {
+        let stage = Stage::with_graph(name).await?;
+        let worker = stage.start("graphinator", &[]).await?;
+        Ok(Updates { stage, worker, graph: services().neo4j()?, published: 0 })
+    }
+
+    async fn publish(&mut self, messages: &Messages) -> Result<(), Error> {
+        for (t, bodies) in integration_tests::stage::by_type(messages) {
+            self.published += self.stage.publish(t, bodies).await?;
+        }
+        settled(&mut self.worker, self.published).await
+    }
+
+    async fn complete(&self, version: &str, started_at: &str) -> Result<(), Error> {
+        let counts = DataType::ALL.map(|t| (t, 1));
+        for t in DataType::ALL {
+            self.stage.publish(t, [extraction_complete(version, started_at, counts)]).await?;
+        }
+        run_graph_maintained(version).await
+    }
+
+    async fn run(&self, statement: &str) -> Result<(), Error> {
+        Ok(self.graph.run(query(statement)).await?)
+    }
+
+    async fn count(&self, pattern: &str) -> Result<i64, Error> {
+        let mut rows = self.graph.execute(query(&format!("MATCH {pattern} RETURN count(*) AS x"))).await?;
+        Ok(rows.next().await?.ok_or("no row")?.get("x")?)
+    }
+
+    async fn assert_is(&self, messages: &Messages, maintained: bool) -> Result<(), Error> {
+        let expected = oracle::expected(messages);
+        let expected = if maintained { oracle::maintained(&expected) } else { expected };
+        let (nodes, rels) = states::read_graph(&self.graph).await?;
+        Ok(states::compare_graph(&nodes, &rels, &expected, &Allowed::Nothing)?)
+    }
+
+    async fn end(self) -> Result<(), Error> {
+        assert_eq!(self.worker.stop().await?.code(), Some(0));
+        self.stage.clean_up().await
+    }
+}
+
+fn month_one() -> Messages {
+    Messages {
+        artists: vec![
+            message("1", "a", r#""name":"Group","members":[{"id":"2"},{"id":"3"},{"id":"9"}],"aliases":[{"id":"4"}]"#),
+            message("2", "a", r#""name":"Both say so","groups":[{"id":"1"}]"#),
+            message("3", "a", r#""name":"Only the group says so""#),
+            message("5", "a", r#""name":"Vanishes","members":[{"id":"2"}],"groups":[{"id":"8"}]"#),
+            message("7", "a", r#""name":"Says it alone","groups":[{"id":"1"}]"#),
+        ],
+        labels: vec![
+            message("1", "a", r#""name":"Parent","sublabels":[{"id":"2"},{"id":"3"}]"#),
+            message("2", "a", r#""name":"Both","parentLabel":{"id":"1"}"#),
+            message("4", "a", r#""name":"Child","parentLabel":{"id":"5"}"#),
+        ],
+        masters: vec![
+            message("1", "a", r#""title":"M","genres":["Rock"],"styles":["Punk","Emo"],"artists":[{"id":"1"}]"#),
+            message("2", "a", r#""title":"N","genres":["Rock"],"styles":["Punk"]"#),
+        ],
+        releases: vec![
+            message(
+                "1",
+                "a",
+                r#""title":"R","genres":["Jazz"],"styles":["Bop"],"labels":[{"id":"1","catno":"X"},{"id":"6"}],"master_id":"1",
+                   "artists":[{"id":"6"}],"extraartists":[{"id":"6","name":"P","role":"Bass"},{"id":"2","name":"P","role":"Mix"},
+                   {"id":"77","name":"Q","role":"Bass"},{"id":"2","name":"S","role":"Bass"}]"#,
+            ),
+            message(
+                "2",
+                "a",
+                r#""title":"T","extraartists":[{"id":"2","name":"S","role":"Bass"}],"genres":["Rock","Pop"]"#,
+            ),
+            message(
+                "3",
+                "a",
+                r#""title":"Vanishes","genres":["Blues"],"styles":["Delta"],"labels":[{"id":"4","catno":"Y"}]"#,
+            ),
+        ],
+    }
+}
+
+/// Everything that could be taken away is taken away somewhere, and some of it only from one side.
+fn month_two() -> Messages {
+    Messages {
+        artists: vec![
+            message("1", "b", r#""name":"Group","members":[{"id":"9"}]"#),
+            message("2", "a", r#""name":"Both say so","groups":[{"id":"1"}]"#),
+            message("3", "b", r#""name":"Renamed","aliases":[{"id":"1"}]"#),
+            message("7", "b", r#""name":"Says it no more""#),
+        ],
+        labels: vec![
+            message("1", "b", r#""name":"Parent""#),
+            message("2", "a", r#""name":"Both","parentLabel":{"id":"1"}"#),
+            message("4", "b", r#""name":"Child""#),
+        ],
+        masters: vec![
+            message("1", "b", r#""title":"M","genres":["Rock","Pop"],"styles":["Punk","Emo"]"#),
+            message("2", "a", r#""title":"N","genres":["Rock"],"styles":["Punk"]"#),
+        ],
+        releases: vec![
+            message(
+                "1",
+                "b",
+                r#""title":"R","labels":[{"id":"1"}],"extraartists":[{"id":"2","name":"P","role":"Mix"}]"#,
+            ),
+            message(
+                "2",
+                "a",
+                r#""title":"T","extraartists":[{"id":"2","name":"S","role":"Bass"}],"genres":["Rock","Pop"]"#,
+            ),
+        ],
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_month_ends_as_if_it_were_the_first() -> Result<(), Error> {
+    let mut updates = Updates::new("second").await?;
+    updates.publish(&month_one()).await?;
+    updates.assert_is(&month_one(), false).await?;
+    // Back and forth: the first month once more is another update.
+    for (version, month) in [("20260201", month_two()), ("20260301", month_one()), ("20260401", month_two())] {
+        let started_at = now();
+        updates.publish(&month).await?;
+        updates.complete(version, &started_at).await?;
+        updates.assert_is(&month, true).await?;
+    }
+    for bookkeeping in ["(:IngestRecheck)", "(:IngestSeen)"] {
+        assert_eq!(updates.count(bookkeeping).await?, 0, "{bookkeeping}");
+    }
+    updates.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_other_services_own_stays() -> Result<(), Error> {
+    let mut updates = Updates::new("foreign").await?;
+    updates.publish(&month_one()).await?;
+    for statement in [
+        "MATCH (a:Artist {id: '5'}) SET a.mbid = 'm5'",
+        "MATCH (a:Artist {id: '1'}) SET a.mbid = 'm1'",
+        "MATCH (r:Release {id: '3'}) CREATE (:User {id: 'u'})-[:COLLECTED {rating: 5}]->(r)",
+        "MATCH (r:Release {id: '3'}) SET r.catalog_number = 'of the API'",
+        "MATCH (:Artist {id: '3'})-[e:MEMBER_OF]->(:Artist {id: '1'}) SET e.source = 'musicbrainz'",
+        "MATCH (a:Artist {id: '2'}), (b:Artist {id: '7'}) CREATE (a)-[:MEMBER_OF {source: 'musicbrainz'}]->(b)",
+        "CREATE (:Artist {id: '1000', mbid: 'only there'})",
+    ] {
+        updates.run(statement).await?;
+    }
+    let started_at = now();
+    updates.publish(&month_two()).await?;
+    updates.complete("20260201", &started_at).await?;
+    for pattern in [
+        "(a:Artist {id: '5', mbid: 'm5'}) WHERE a.name IS NULL AND a.sha256 IS NULL",
+        "(a:Artist {id: '1', mbid: 'm1', name: 'Group'})",
+        "(:User {id: 'u'})-[:COLLECTED {rating: 5}]->(r:Release {id: '3', catalog_number: 'of the API'}) WHERE r.title IS NULL",
+        "(:Artist {id: '3'})-[:MEMBER_OF {source: 'musicbrainz'}]->(:Artist {id: '1'})",
+        "(:Artist {id: '2'})-[:MEMBER_OF {source: 'musicbrainz'}]->(:Artist {id: '7'})",
+        "(:Artist {id: '1000', mbid: 'only there'})",
+    ] {
+        assert_eq!(updates.count(pattern).await?, 1, "{pattern}");
+    }
+    for pattern in ["(:Artist {id: '5'})--()", "(:Release {id: '3'})-[:IS|ON]->()", "(:Style {name: 'Delta'})"] {
+        assert_eq!(updates.count(pattern).await?, 0, "{pattern}");
+    }
+    updates.end().await
+}
+
+/// Records of a graph that somebody else wrote say nothing of their claims: what they may claim stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn claims_that_nobody_marked_are_believed() -> Result<(), Error> {
+    let mut updates = Updates::new("unmarked").await?;
+    updates
+        .run(
+            "CREATE (g:Artist {id: '1', name: 'G', sha256: 'x'}), (m:Artist {id: '2', name: 'M', sha256: 'x'}),
+               (m)-[:MEMBER_OF]->(g), (p:Person {name: 'P'})-[:SAME_AS]->(m),
+               (p)-[:CREDITED_ON {role: 'Bass', category: 'session'}]->(:Release {id: '1', title: 'T', sha256: 'x'}),
+               (:Genre {name: 'Rock'})<-[:IS]-(:Master {id: '1', title: 'T', sha256: 'x'})-[:IS]->(s:Style {name: 'Punk'})
+             WITH s MATCH (g:Genre) CREATE (s)-[:PART_OF]->(g)",
+        )
+        .await?;
+    let with = |credit: &str| Messages {
+        artists: vec![message(
+            "1",
+            credit,
+            if credit == "a" { r#""name":"G","members":[{"id":"2"}]"# } else { r#""name":"G""# },
+        )],
+        masters: vec![message(
+            "2",
+            credit,
+            if credit == "a" { r#""genres":["Rock"],"styles":["Punk"]"# } else { r#""title":"x""# },
+        )],
+        releases: vec![message(
+            "2",
+            credit,
+            if credit == "a" { r#""extraartists":[{"id":"2","name":"P","role":"Mix"}]"# } else { r#""title":"x""# },
+        )],
+        ..Messages::default()
+    };
+    updates.publish(&with("a")).await?;
+    updates.publish(&with("b")).await?;
+    for pattern in [
+        "(:Artist {id: '2'})-[:MEMBER_OF]->(:Artist {id: '1'})",
+        "(:Person {name: 'P'})-[:SAME_AS]->(:Artist {id: '2'})",
+        "(:Style {name: 'Punk'})-[:PART_OF]->(:Genre {name: 'Rock'})",
+    ] {
+        assert_eq!(updates.count(pattern).await?, 1, "{pattern}");
+    }
+    assert_eq!(updates.count("(:Person)-[:CREDITED_ON {role: 'Mix'}]->()").await?, 0);
+    updates.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guards_keep_what_a_run_did_not_bring() -> Result<(), Error> {
+    let mut updates = Updates::new("guards").await?;
+    let names = |ids: std::ops::Range<usize>| -> Vec<Vec<u8>> {
+        ids.map(|id| message(&id.to_string(), "a", r#""name":"x""#)).collect()
+    };
+    let all = Messages { artists: names(1..21), ..Messages::default() };
+    updates.publish(&all).await?;
+    let one = |started_at: String| Messages {
+        artists: vec![message("1", &started_at, r#""name":"y""#)],
+        ..Messages::default()
+    };
+    let count = "(:Artist)";
+    // Nearly all would go.
+    let started_at = now();
+    updates.publish(&one(started_at.clone())).await?;
+    updates.complete("v1", &started_at).await?;
+    assert_eq!(updates.count(count).await?, 20, "vetoed");
+    // The run began in the database's future: its clock is behind, and nothing is fresh for certain.
+    let future = (chrono::Utc::now() + chrono::Duration::hours(1)).to_rfc3339();
+    updates.publish(&Messages { artists: names(1..16), ..Messages::default() }).await?;
+    updates.complete("v2", &future).await?;
+    assert_eq!(updates.count(count).await?, 20, "the clock");
+    // A record that could not be written only looks vanished.
+    let started_at = now();
+    updates.publish(&Messages { artists: names(1..16), ..Messages::default() }).await?;
+    updates.stage.publish(DataType::Artists, ["nonsense"]).await?;
+    updates.published += 1;
+    settled(&mut updates.worker, updates.published).await?;
+    updates.complete("v3", &started_at).await?;
+    assert_eq!(updates.count(count).await?, 20, "dead letters");
+    // No start, no comparison; the same for a run without records.
+    updates.complete("v4", "").await?;
+    assert_eq!(updates.count(count).await?, 20, "no started_at");
+    let started_at = now();
+    updates.publish(&Messages { artists: names(1..16), ..Messages::default() }).await?;
+    updates.complete("v5", &started_at).await?;
+    assert_eq!(updates.count(count).await?, 15, "without any of that they go");
+    // The same signals again change nothing, although nothing was seen since.
+    updates.complete("v5", &started_at).await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(updates.count(count).await?, 15, "repeated");
+    updates.end().await
+}

@@ -1,0 +1,260 @@
+//! Several replicas of a worker: they share the types, take over from each other in order, and complete a run once.
+
+use std::time::Duration;
+
+use common::DataType;
+use integration_tests::oracle::{self, Messages};
+use integration_tests::stage::{PATIENT, run_maintained, services};
+use integration_tests::states::{self, Allowed};
+use integration_tests::{Error, Stage};
+use tokio::time::{Instant, sleep};
+use xtask::process::Worker;
+use xtask::sample::{extraction_complete, file_complete};
+
+/// Longest wait for what must come, on a machine that is busy with other things.
+const LONG: Duration = Duration::from_secs(90);
+
+fn now() -> String {
+    chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Nanos, true)
+}
+
+/// A version of a record: its hash and its name say which.
+fn version(id: usize, version: usize) -> Vec<u8> {
+    format!(r#"{{"type":"data","id":"{id}","sha256":"{version}","id":"{id}","name":"{version}","title":"{version}"}}"#)
+        .into_bytes()
+}
+
+/// What a replica consumes.
+fn consumes(replica: &Worker) -> Vec<&'static str> {
+    let is = |t: &&str| replica.metric("consuming", &[&format!("data_type=\"{t}\"")]) == 1.0;
+    DataType::ALL.map(DataType::name).into_iter().filter(is).collect()
+}
+
+/// Waits until all types are consumed, each by one replica, and the replicas' shares differ by one at most.
+async fn shared(replicas: &[Worker]) -> Result<(), Error> {
+    let deadline = Instant::now() + LONG;
+    loop {
+        let shares: Vec<_> = replicas.iter().map(consumes).collect();
+        let mut all: Vec<_> = shares.concat();
+        all.sort_unstable();
+        let sizes = || shares.iter().map(Vec::len);
+        if all == ["artists", "labels", "masters", "releases"]
+            && sizes().max().unwrap_or(0) <= sizes().min().unwrap_or(0) + 1
+        {
+            return Ok(());
+        }
+        assert!(Instant::now() < deadline, "{shares:?}");
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
+async fn start(stage: &Stage, worker: &str, count: usize, extra: &[(&str, &str)]) -> Result<Vec<Worker>, Error> {
+    let mut replicas = Vec::new();
+    for number in 0..count {
+        replicas.push(stage.spawn_replica(worker, number, extra)?);
+    }
+    for replica in &mut replicas {
+        replica.ready().await?;
+    }
+    Ok(replicas)
+}
+
+/// Waits until a type's queue is empty and nobody holds anything of it.
+async fn finished(stage: &Stage, worker: &str, replicas: &[Worker]) -> Result<(), Error> {
+    let deadline = Instant::now() + LONG;
+    'again: loop {
+        assert!(Instant::now() < deadline, "{worker}: not finished");
+        sleep(Duration::from_millis(300)).await;
+        for t in DataType::ALL {
+            if stage.ready_count(&stage.topology(worker, t).queue).await? > 0 {
+                continue 'again;
+            }
+        }
+        if replicas.iter().all(|r| r.metric("unacked_deliveries", &[]) == 0.0)
+            && replicas.iter().map(|r| consumes(r).len()).sum::<usize>() == 4
+        {
+            return Ok(());
+        }
+    }
+}
+
+async fn assert_state(stage: &Stage, worker: &str, messages: &Messages) -> Result<(), Error> {
+    let expected = oracle::expected(messages);
+    if worker == "tableinator" {
+        return Ok(states::compare_tables(&states::read_tables(&stage.postgres().await?).await?, &expected.tables)?);
+    }
+    let (nodes, rels) = states::read_graph(&services().neo4j()?).await?;
+    Ok(states::compare_graph(&nodes, &rels, &expected, &Allowed::Nothing)?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_share_the_types_and_take_over() -> Result<(), Error> {
+    let stage = Stage::new("share").await?;
+    let mut replicas = vec![stage.spawn_replica("tableinator", 0, &[])?];
+    replicas[0].ready().await?;
+    shared(&replicas).await?;
+    for number in 1..3 {
+        let mut more = stage.spawn_replica("tableinator", number, &[])?;
+        more.ready().await?;
+        replicas.push(more);
+        shared(&replicas).await?;
+    }
+    // Every queue has one consumer, and work is done by all.
+    for t in DataType::ALL {
+        stage.publish(t, (1..50).map(|id| version(id, 1))).await?;
+    }
+    finished(&stage, "tableinator", &replicas).await?;
+    assert!(replicas.iter().all(|r| r.metric("records_committed_total", &[]) >= 49.0));
+    replicas.remove(0).signal("KILL")?;
+    shared(&replicas).await?;
+    assert_eq!(replicas.remove(0).stop().await?.code(), Some(0));
+    shared(&replicas).await?;
+    for replica in &mut replicas {
+        replica.ready().await?;
+    }
+    drop(replicas);
+    stage.clean_up().await
+}
+
+/// Versions of few ids, while replicas are killed and stopped and others take over: the last one stays.
+async fn last_version_wins(worker: &'static str, seed: u64) -> Result<(), Error> {
+    println!("seed {seed}");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let stage = if worker == "graphinator" { Stage::with_graph("order").await? } else { Stage::new("order").await? };
+    let small = [("POSTGRES_BATCH_SIZE", "7"), ("NEO4J_BATCH_SIZE", "7"), ("RABBITMQ_PREFETCH", "40")];
+    stage.declare(worker).await?;
+    let mut replicas = start(&stage, worker, 3, &small).await?;
+    let mut messages = Messages::default();
+    for round in 0..6 {
+        for t in DataType::ALL {
+            let bodies: Vec<_> = (0..150).map(|i| version(rng.usize(1..20), round * 1000 + i)).collect();
+            stage.publish(t, &bodies).await?;
+            match t {
+                DataType::Artists => &mut messages.artists,
+                DataType::Labels => &mut messages.labels,
+                DataType::Masters => &mut messages.masters,
+                DataType::Releases => &mut messages.releases,
+            }
+            .extend(bodies);
+        }
+        sleep(Duration::from_millis(rng.u64(100..800))).await;
+        let victim = rng.usize(..replicas.len());
+        replicas[victim].signal(if rng.bool() { "KILL" } else { "TERM" })?;
+        replicas[victim].ended().await?;
+        replicas[victim] = stage.spawn_replica(worker, 3 + round, &small)?;
+    }
+    finished(&stage, worker, &replicas).await?;
+    assert_state(&stage, worker, &messages).await?;
+    for t in DataType::ALL {
+        assert!(stage.dead_letters(worker, t).await?.is_empty(), "{t} has dead letters");
+    }
+    drop(replicas);
+    stage.clean_up().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_version_wins_in_the_tables() -> Result<(), Error> {
+    last_version_wins("tableinator", 31).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_version_wins_in_the_graph() -> Result<(), Error> {
+    last_version_wins("graphinator", 32).await
+}
+
+/// A replica is frozen with a batch in its memory; another one takes over and writes what came later. When the first
+/// one wakes up, it must not write its old batch over that.
+async fn frozen_replica(worker: &'static str) -> Result<(), Error> {
+    let stage = if worker == "graphinator" { Stage::with_graph("frozen").await? } else { Stage::new("frozen").await? };
+    let slow =
+        [("RABBITMQ_HEARTBEAT", "2"), ("POSTGRES_BATCH_FLUSH_INTERVAL", "4"), ("NEO4J_BATCH_FLUSH_INTERVAL", "4")];
+    let mut frozen = stage.spawn_replica(worker, 0, &slow)?;
+    frozen.ready().await?;
+    shared(std::slice::from_ref(&frozen)).await?;
+    stage.publish(DataType::Labels, (1..=5).map(|id| version(id, 1))).await?;
+    let received = |w: &Worker| w.metric("records_received_total", &["data_type=\"labels\""]) == 5.0;
+    frozen.until("holding a batch", LONG, received).await?;
+    frozen.signal("STOP")?;
+    let mut next = stage.spawn_replica(worker, 1, &[("RABBITMQ_HEARTBEAT", "2")])?;
+    next.ready().await?;
+    stage.publish(DataType::Labels, (1..=5).map(|id| version(id, 2))).await?;
+    let committed = |w: &Worker| w.metric("records_committed_total", &["data_type=\"labels\""]) == 10.0;
+    next.until("through both versions", LONG, committed).await?;
+    frozen.signal("CONT")?;
+    // Its batch is older than its interval: it tries to write at once.
+    let tried =
+        |w: &Worker| w.metric("retries_total", &["code=\"fenced\""]) > 0.0 || w.metric("reconnects_total", &[]) > 0.0;
+    frozen.until("awake", LONG, tried).await?;
+    sleep(Duration::from_secs(1)).await;
+    let messages = Messages { labels: (1..=5).map(|id| version(id, 2)).collect(), ..Messages::default() };
+    assert_state(&stage, worker, &messages).await?;
+    assert_eq!(frozen.metric("records_committed_total", &["data_type=\"labels\""]), 0.0);
+    drop((frozen, next));
+    stage.clean_up().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_replica_overwrites_no_row() -> Result<(), Error> {
+    frozen_replica("tableinator").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_replica_overwrites_no_node() -> Result<(), Error> {
+    frozen_replica("graphinator").await
+}
+
+/// A run is complete only when what one replica still holds is written, also if that replica dies; and once.
+#[tokio::test(flavor = "multi_thread")]
+async fn completion_waits_for_what_any_replica_holds() -> Result<(), Error> {
+    let stage = Stage::with_graph("completion").await?;
+    let mut tables = start(&stage, "tableinator", 3, &PATIENT).await?;
+    let graphs = start(&stage, "graphinator", 3, &[]).await?;
+    let old: Vec<_> = (1..=30).map(|id| version(id, 1)).collect();
+    for t in DataType::ALL {
+        stage.publish(t, &old).await?;
+        stage.publish(t, [file_complete(t, "20260101", old.len())]).await?;
+    }
+    finished(&stage, "tableinator", &tables).await?;
+    finished(&stage, "graphinator", &graphs).await?;
+    let started_at = now();
+    let mut lock = stage.postgres().await?;
+    let locked = lock.transaction().await?;
+    locked.batch_execute("LOCK TABLE artists IN EXCLUSIVE MODE").await?;
+    // Records 1 to 10 vanished.
+    let new: Vec<_> = (11..=40).map(|id| version(id, 2)).collect();
+    let counts = DataType::ALL.map(|t| (t, new.len()));
+    for t in DataType::ALL {
+        stage.publish(t, &new).await?;
+        stage.publish(t, [file_complete(t, "20260201", new.len())]).await?;
+        for _ in 0..2 {
+            stage.publish(t, [extraction_complete("20260201", &started_at, counts)]).await?;
+        }
+    }
+    let requested = "SELECT count(*) FROM ingest_purges WHERE version = '20260201' AND data_type = 'artists'";
+    let client = stage.postgres().await?;
+    let holds = |w: &&mut Worker| w.metric("in_flight_batches", &["data_type=\"artists\""]) > 0.0;
+    let deadline = Instant::now() + LONG;
+    let holder = loop {
+        assert!(Instant::now() < deadline, "nobody holds the artists");
+        if let Some(holder) = tables.iter_mut().find(holds) {
+            break holder;
+        }
+        sleep(Duration::from_millis(100)).await;
+    };
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(client.query_one(requested, &[]).await?.get::<_, i64>(0), 0, "the purge was asked for too early");
+    holder.signal("KILL")?;
+    holder.ended().await?;
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(client.query_one(requested, &[]).await?.get::<_, i64>(0), 0, "the purge was asked for too early");
+    locked.rollback().await?;
+    run_maintained(&stage, "20260201").await?;
+    let messages = Messages { artists: new.clone(), labels: new.clone(), masters: new.clone(), releases: new.clone() };
+    assert_state(&stage, "tableinator", &messages).await?;
+    assert_state(&stage, "graphinator", &messages).await?;
+    let purges = "SELECT data_type || ' ' || outcome || ' ' || deleted AS x FROM ingest_purges WHERE version = '20260201' ORDER BY 1";
+    let purges: Vec<String> = client.query(purges, &[]).await?.iter().map(|row| row.get(0)).collect();
+    assert_eq!(purges, ["artists deleted 10", "labels deleted 10", "masters deleted 10", "releases deleted 10"]);
+    drop((tables, graphs));
+    stage.clean_up().await
+}
