@@ -1,11 +1,13 @@
-//! A way to the broker that is as slow as a test wants, and that can be cut.
+//! A way to a server that is as slow as a test wants, and that can be cut, reset, frozen and delayed.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
@@ -15,9 +17,32 @@ use crate::Error;
 pub struct Proxy {
     /// Port that it listens on.
     pub port: u16,
-    pace: Arc<AtomicU64>,
+    way: Arc<Way>,
+    reset: watch::Sender<()>,
     connections: Arc<Mutex<Vec<AbortHandle>>>,
     listener: AbortHandle,
+}
+
+/// What all connections of a proxy have in common.
+#[derive(Default)]
+struct Way {
+    /// Bytes a second to the server.
+    pace: AtomicU64,
+    /// Nothing is forwarded to the server, or from it.
+    frozen: [AtomicBool; 2],
+    /// Each chunk waits this long, in either direction.
+    delay_ms: AtomicU64,
+    /// Chunks that had to wait for either.
+    held: AtomicU64,
+}
+
+/// To the server, or from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// What the worker says.
+    There,
+    /// What it hears.
+    Back,
 }
 
 impl Proxy {
@@ -25,29 +50,50 @@ impl Proxy {
     pub async fn start(target: u16, pace: u64) -> Result<Proxy, Error> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let port = listener.local_addr()?.port();
-        let pace = Arc::new(AtomicU64::new(pace));
+        let way = Arc::new(Way { pace: AtomicU64::new(pace), ..Way::default() });
+        let reset = watch::Sender::new(());
         let connections: Arc<Mutex<Vec<AbortHandle>>> = Arc::default();
         let accept = {
-            let (pace, connections) = (Arc::clone(&pace), Arc::clone(&connections));
+            let (way, reset, connections) = (Arc::clone(&way), reset.clone(), Arc::clone(&connections));
             async move {
                 while let Ok((client, _)) = listener.accept().await {
-                    let task = tokio::spawn(forward(client, target, Arc::clone(&pace)));
+                    let task = tokio::spawn(forward(client, target, Arc::clone(&way), reset.subscribe()));
                     connections.lock().unwrap_or_else(PoisonError::into_inner).push(task.abort_handle());
                 }
             }
         };
-        Ok(Proxy { port, pace, connections, listener: tokio::spawn(accept).abort_handle() })
+        Ok(Proxy { port, way, reset, connections, listener: tokio::spawn(accept).abort_handle() })
     }
 
     /// Sets the bytes that a connection may send in a second from now on.
     pub fn pace(&self, bytes: u64) {
-        self.pace.store(bytes, Ordering::Relaxed);
+        self.way.pace.store(bytes, Ordering::Relaxed);
     }
 
     /// Cuts all connections, with whatever is on its way. New ones are taken.
     pub fn cut(&self) {
         let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         connections.drain(..).for_each(|connection| connection.abort());
+    }
+
+    /// Resets all connections (RST instead of FIN). New ones are taken.
+    pub fn reset(&self) {
+        self.reset.send_replace(());
+    }
+
+    /// Stops to forward in this direction, or goes on. Connections stay open and nothing gets lost.
+    pub fn freeze(&self, direction: Direction, frozen: bool) {
+        self.way.frozen[direction as usize].store(frozen, Ordering::Relaxed);
+    }
+
+    /// Each chunk waits so long from now on.
+    pub fn delay(&self, delay: Duration) {
+        self.way.delay_ms.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// How many chunks had to wait because the way was frozen or slow.
+    pub fn held(&self) -> u64 {
+        self.way.held.load(Ordering::Relaxed)
     }
 }
 
@@ -58,23 +104,46 @@ impl Drop for Proxy {
     }
 }
 
-async fn forward(client: TcpStream, target: u16, pace: Arc<AtomicU64>) -> std::io::Result<()> {
+async fn forward(client: TcpStream, target: u16, way: Arc<Way>, mut reset: watch::Receiver<()>) -> std::io::Result<()> {
     let server = TcpStream::connect(("127.0.0.1", target)).await?;
-    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
-        (client.into_split(), server.into_split());
-    let there = async {
-        let mut buffer = vec![0; 16 * 1024];
-        loop {
-            let n = from_client.read(&mut buffer).await?;
-            if n == 0 {
-                return std::io::Result::Ok(());
-            }
-            to_server.write_all(&buffer[..n]).await?;
-            sleep(Duration::from_secs_f64(n as f64 / pace.load(Ordering::Relaxed).max(1) as f64)).await;
-        }
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    // The halves are given back, so that the connection is closed only when both directions are over.
+    let (mut there, mut back) = ((from_client, to_server), (from_server, to_client));
+    let is_reset = tokio::select! {
+        done = pipe(&way, Direction::There, &mut there) => return done,
+        done = pipe(&way, Direction::Back, &mut back) => return done,
+        reset = reset.changed() => reset.is_ok(),
     };
-    tokio::select! {
-        done = there => done,
-        done = copy(&mut from_server, &mut to_client) => done.map(|_| ()),
+    if is_reset {
+        there.0.as_ref().set_zero_linger()?;
+        back.0.as_ref().set_zero_linger()?;
+    }
+    Ok(())
+}
+
+async fn pipe(way: &Way, direction: Direction, ends: &mut (OwnedReadHalf, OwnedWriteHalf)) -> std::io::Result<()> {
+    let (from, to) = ends;
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let n = from.read(&mut buffer).await?;
+        if n == 0 {
+            return Ok(());
+        }
+        let delay = way.delay_ms.load(Ordering::Relaxed);
+        let frozen = || way.frozen[direction as usize].load(Ordering::Relaxed);
+        if delay > 0 || frozen() {
+            way.held.fetch_add(1, Ordering::Relaxed);
+            sleep(Duration::from_millis(delay)).await;
+            while frozen() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        }
+        to.write_all(&buffer[..n]).await?;
+        if direction == Direction::There {
+            let pace = way.pace.load(Ordering::Relaxed).max(1);
+            sleep(Duration::from_secs_f64(n as f64 / pace as f64)).await;
+        }
     }
 }

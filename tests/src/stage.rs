@@ -136,7 +136,12 @@ impl Stage {
 
     /// Starts a worker.
     pub fn spawn(&self, worker: &str, extra: &[(&str, &str)]) -> Result<Worker, Error> {
-        let log = self.logs.join(format!("{}-{worker}.log", self.prefix));
+        self.spawn_as(worker, "", extra)
+    }
+
+    /// Starts a worker whose log has this in its name: those of several at the same time must not get mixed up.
+    pub fn spawn_as(&self, worker: &str, name: &str, extra: &[(&str, &str)]) -> Result<Worker, Error> {
+        let log = self.logs.join(format!("{}-{worker}{name}.log", self.prefix));
         Worker::start(&binary(worker), &self.env(extra), &log)
     }
 

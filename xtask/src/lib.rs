@@ -8,6 +8,7 @@ pub mod reference;
 pub mod report;
 pub mod sample;
 pub mod services;
+pub mod soak;
 
 /// Any error; the task runner only reports them.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;

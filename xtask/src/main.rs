@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{Error, bench, demo, reference, services};
+use xtask::{Error, bench, demo, reference, services, soak};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's day-to-day commands")]
@@ -24,6 +24,8 @@ enum Task {
     },
     /// Measure the extractor against reading alone and publishing alone
     Bench(bench::Options),
+    /// Break everything at random while both workers load, again and again, and count what was lost
+    Soak(soak::Options),
     /// Generate docs/configuration.md from the code
     Docs,
     /// Install what is missing and start the private RabbitMQ, PostgreSQL and Neo4j
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         Task::Demo(options) => demo::run(options),
         Task::Test { args } => test(&args),
         Task::Bench(options) => bench::run(&options),
+        Task::Soak(options) => soak::run(&options),
         Task::Docs => reference::write(),
         Task::Up => services(&["up"]),
         Task::Down => services(&["down"]),

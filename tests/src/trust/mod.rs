@@ -1,0 +1,417 @@
+//! Conservation: whatever breaks while workers load, in the end every message that the broker has confirmed is in the
+//! database in its record's last version, or a dead letter with its reason; and nothing else is.
+//!
+//! A [`Run`] publishes a seeded [`plan`], lets replicas of the workers load it, breaks what it is told to (see
+//! [`faults`]), and compares the end with what [`crate::oracle`] computes from the last versions.
+
+pub mod faults;
+pub mod plan;
+pub mod publisher;
+pub mod squad;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::DataType;
+use neo4rs::query;
+use tokio::time::{Instant, sleep};
+use xtask::services::script;
+
+use crate::oracle::{self, Expected, TYPES};
+use crate::proxy::Proxy;
+use crate::stage::{DeadLetter, services};
+use crate::states::{self, Allowed};
+use crate::{Error, Stage};
+use faults::{Fault, Held};
+use plan::{Due, Plan};
+use publisher::Publisher;
+use squad::Squad;
+
+/// Longest wait for anything that must happen.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Of the users that the workers are.
+const PASSWORD: &str = "the-right-password";
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Of messages and faults.
+    pub seed: u64,
+    /// Which workers.
+    pub workers: Vec<&'static str>,
+    /// How many of each.
+    pub replicas: usize,
+    /// How many messages.
+    pub messages: usize,
+    /// Messages a second, as long as faults are injected.
+    pub pace: u64,
+}
+
+/// A load that goes on, and everything that can be broken about it.
+pub struct Run {
+    options: Options,
+    /// Where it happens.
+    pub stage: Stage,
+    /// What is published.
+    pub plan: Arc<Plan>,
+    /// Who publishes it.
+    pub publisher: Publisher,
+    /// The workers.
+    pub squads: Vec<Squad>,
+    links: Vec<Link>,
+    replicas: usize,
+    rng: fastrand::Rng,
+    /// The workers' name in PostgreSQL and Neo4j.
+    user: String,
+    injected: usize,
+}
+
+/// A squad's ways to its servers.
+struct Link {
+    broker: Proxy,
+    database: Proxy,
+}
+
+/// What came of one or more runs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    /// Messages of the plan, each of which was confirmed.
+    pub published: usize,
+    /// Messages that were confirmed, repetitions included.
+    pub confirmed: usize,
+    /// Records that each database holds in their last version.
+    pub committed: usize,
+    /// Messages that each worker dead-lettered, each counted once.
+    pub dead_lettered: usize,
+    /// Faults.
+    pub faults: usize,
+    /// Records and messages that are nowhere, or only in an older version.
+    pub lost: usize,
+    /// What is where it should not be: ids that nobody published, good messages among the dead letters, wrong reasons.
+    pub misfiled: usize,
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Totals { published, confirmed, committed, dead_lettered, faults, lost, misfiled } = self;
+        write!(
+            f,
+            "published={published} confirmed={confirmed} committed={committed} dead_lettered={dead_lettered} \
+             faults={faults} lost={lost} misfiled={misfiled}"
+        )
+    }
+}
+
+impl Run {
+    /// Starts workers and publisher.
+    pub async fn start(options: &Options) -> Result<Run, Error> {
+        services();
+        tokio::task::block_in_place(|| script(&["up"]))?; // a run that failed may have left a server down
+        // The graph is there once only, and so are the servers that are killed.
+        let stage = Stage::with_graph("trust").await?;
+        println!("trust: seed {} of {options:?}", options.seed);
+        let user = format!("u{}", stage.database.replace('_', ""));
+        let admin = stage.postgres().await?;
+        let role = format!(
+            "CREATE ROLE {user} LOGIN PASSWORD '{PASSWORD}'; ALTER DATABASE {} OWNER TO {user}; GRANT ALL ON SCHEMA public TO {user}",
+            stage.database
+        );
+        admin.batch_execute(&role).await?;
+        let create = format!("CREATE USER {user} SET PASSWORD '{PASSWORD}' CHANGE NOT REQUIRED");
+        services().neo4j()?.run_on("system", query(&create)).await?;
+
+        let (mut squads, mut links) = (Vec::new(), Vec::new());
+        for &name in &options.workers {
+            stage.declare(name).await?;
+            let database = if name == "tableinator" { "POSTGRES" } else { "NEO4J" };
+            let target = |service: &str| services().get(&format!("{service}_PORT")).parse::<u16>();
+            let link = Link {
+                broker: Proxy::start(target("RABBITMQ")?, u64::MAX).await?,
+                database: Proxy::start(target(database)?, u64::MAX).await?,
+            };
+            let mut env: Vec<(String, String)> = [
+                ("RABBITMQ_PORT", link.broker.port.to_string().as_str()),
+                ("RABBITMQ_HEARTBEAT", "2"),
+                (&format!("{database}_PORT"), &link.database.port.to_string()),
+                (&format!("{database}_USERNAME"), &user),
+                (&format!("{database}_PASSWORD"), PASSWORD),
+                ("POSTGRES_BATCH_SIZE", "20"),
+                ("NEO4J_BATCH_SIZE", "20"),
+                ("WRITE_TIMEOUT", "3"),
+            ]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .to_vec();
+            if name == "graphinator" {
+                // A bare host might be asked for a route, which would lead around the proxy.
+                env.push(("NEO4J_HOST".to_owned(), format!("bolt://127.0.0.1:{}", link.database.port)));
+            }
+            let mut squad = Squad::new(name, options.replicas, env);
+            squad.fill(&stage)?;
+            squad.ready().await?;
+            squads.push(squad);
+            links.push(link);
+        }
+        let plan = Arc::new(Plan::new(options.seed, options.messages));
+        let publisher = Publisher::start(Arc::clone(&plan), &stage.prefix, options.pace);
+        Ok(Run {
+            options: options.clone(),
+            stage,
+            plan,
+            publisher,
+            squads,
+            links,
+            replicas: options.replicas,
+            rng: fastrand::Rng::with_seed(options.seed),
+            user,
+            injected: 0,
+        })
+    }
+
+    /// Waits until a worker has settled this share of the plan.
+    pub async fn share(&self, squad: usize, share: f64) -> Result<(), Error> {
+        let wanted = self.plan.messages.len() as f64 * share;
+        let what = format!("past {wanted} messages");
+        eventually(&what, async || Ok(self.squads[squad].metric("records_committed_total", &[]) >= wanted)).await
+    }
+
+    /// One fault in the middle of the load, which somebody must notice.
+    pub async fn suffer(&mut self, fault: Fault, squad: usize) -> Result<(), Error> {
+        self.share(squad, 0.15).await?;
+        let before = if matches!(fault, Fault::WorkerKilled | Fault::WorkerKilledBeforeAck) {
+            0.0 // of the next one
+        } else {
+            self.trace(fault, squad).await?
+        };
+        let held = self.begin(fault, squad).await?;
+        if !fault.shows_afterwards() {
+            self.noticed(fault, squad, before).await?;
+        }
+        self.end(held).await?;
+        self.noticed(fault, squad, before).await
+    }
+
+    async fn noticed(&self, fault: Fault, squad: usize, before: f64) -> Result<(), Error> {
+        if matches!(fault, Fault::TableLocked | Fault::NodesLocked) && self.trace(fault, squad).await? == 0.0 {
+            return Ok(()); // it was seen, and is over
+        }
+        let seen = async || Ok(self.trace(fault, squad).await? > before);
+        eventually(&format!("noticing {fault:?}"), seen).await?;
+        println!("trust: {fault:?}: {before} before, {} now", self.trace(fault, squad).await?);
+        Ok(())
+    }
+
+    /// Faults from the seed, one to three at a time, for so long.
+    pub async fn suffer_mixed(&mut self, duration: Duration) -> Result<(), Error> {
+        let until = Instant::now() + duration;
+        while Instant::now() < until {
+            self.pause(100, 800).await;
+            let mut chosen: Vec<(Fault, usize)> = Vec::new();
+            for _ in 0..self.rng.usize(1..=3) {
+                let squad = self.rng.usize(..self.squads.len());
+                let name = self.squads[squad].name;
+                let possible: Vec<Fault> = Fault::ALL
+                    .into_iter()
+                    .filter(|f| f.concerns(name) && chosen.iter().all(|(other, _)| other.party() != f.party()))
+                    .collect();
+                let Some(&fault) = self.rng.choice(&possible) else { continue };
+                chosen.push((fault, squad));
+            }
+            println!("trust: {chosen:?}");
+            // The broker goes last, since others are reached through it, and comes back last.
+            chosen.sort_by_key(|(fault, _)| fault.party());
+            let mut held: Vec<Held> = Vec::new();
+            for (fault, squad) in chosen {
+                held.push(self.begin(fault, squad).await?);
+                self.pause(0, 500).await;
+            }
+            self.pause(100, 1500).await;
+            for held in held {
+                self.end(held).await?;
+                self.pause(0, 200).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn pause(&mut self, from: u64, to: u64) {
+        sleep(Duration::from_millis(self.rng.u64(from..=to))).await;
+    }
+
+    /// Lets the load come to its end and judges.
+    ///
+    /// # Errors
+    /// Whatever is not as it must be, with the seed.
+    pub async fn finish(mut self) -> Result<Totals, Error> {
+        let seed = self.options.seed;
+        let judged = self.judge().await;
+        let said: Vec<String> = self
+            .squads
+            .iter()
+            .map(|s| format!("{}: {} killed, {} ended in order", s.name, s.killed, s.ended))
+            .collect();
+        let (totals, complaints) = judged.map_err(|e| format!("seed {seed}: {e}"))?;
+        println!("trust: seed={seed} replicas={} {totals} ({})", self.replicas, said.join("; "));
+        if !complaints.is_empty() {
+            return Err(format!("seed {seed}: {totals}\n{}", complaints.join("\n")).into());
+        }
+        let (user, publisher) = (self.user.clone(), self.publisher);
+        drop(publisher);
+        services().neo4j()?.run_on("system", query(&format!("DROP USER {user}"))).await?;
+        self.stage.clean_up().await?;
+        let admin = services().postgres(services().get("POSTGRES_DATABASE")).await?;
+        admin.batch_execute(&format!("DROP ROLE {user}")).await?;
+        Ok(totals)
+    }
+
+    async fn judge(&mut self) -> Result<(Totals, Vec<String>), Error> {
+        self.publisher.pace(0);
+        self.publisher.done(PATIENCE).await?;
+        self.stage.reconnect().await?;
+        let mut totals = Totals {
+            published: self.plan.messages.len(),
+            confirmed: self.publisher.confirmed(),
+            faults: self.injected,
+            ..Totals::default()
+        };
+        let mut complaints = Vec::new();
+        for squad in &mut self.squads {
+            let name = squad.name;
+            let queues = DataType::ALL.map(|t| self.stage.topology(name, t).queue);
+            let mut quiet = 0; // looks in a row
+            let deadline = Instant::now() + PATIENCE;
+            while quiet < 3 {
+                let mut left = 0;
+                for queue in &queues {
+                    left += self.stage.ready_count(queue).await?;
+                }
+                quiet = if left == 0 && squad.is_idle() { quiet + 1 } else { 0 };
+                if Instant::now() > deadline {
+                    let held = squad.metric("unacked_deliveries", &[]);
+                    let reasons: Vec<_> = squad.running().map(|w| w.get("/ready")).collect();
+                    return Err(format!("{name}: {left} messages wait, {held} are held; {reasons:?}").into());
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+            squad.stop_idle().await?;
+            for queue in &queues {
+                // What was not acknowledged would be back now.
+                let left = self.stage.ready_count(queue).await?;
+                if left > 0 {
+                    complaints.push(format!("{left} messages came back to {queue}"));
+                }
+            }
+            if squad.killed == 0 && squad.settled + 4 < totals.published as u64 {
+                complaints.push(format!("{name} counted {} of {} messages", squad.settled, totals.published));
+            }
+            let due = self.plan.due(name);
+            let mut letters = BTreeMap::new();
+            for t in DataType::ALL {
+                letters.insert(t, self.stage.dead_letters(name, t).await?);
+            }
+            judge_letters(name, &due, letters, &mut totals, &mut complaints);
+            let expected = oracle::expected(&due.written);
+            let compared = if name == "tableinator" {
+                let actual = states::read_tables(&self.stage.postgres().await?).await?;
+                let versions = |tables: &oracle::Tables| -> Versions {
+                    let rows = |t: &str| tables.get(t).into_iter().flatten();
+                    TYPES
+                        .iter()
+                        .flat_map(|t| rows(t).map(|(id, row)| ((t.to_string(), id.clone()), row.hash.clone())))
+                        .collect()
+                };
+                judge_versions(name, &versions(&actual), &versions(&expected.tables), &mut totals, &mut complaints);
+                states::compare_tables(&actual, &expected.tables)
+            } else {
+                // Two nodes of the same id, or two equal relationships, are an error of reading.
+                let (nodes, rels) = states::read_graph(&services().neo4j()?).await?;
+                judge_versions(name, &of_nodes(&nodes), &of_nodes(&expected.nodes), &mut totals, &mut complaints);
+                let Expected { tables, .. } = &expected;
+                debug_assert_eq!(tables.len(), TYPES.len());
+                states::compare_graph(&nodes, &rels, &expected, &Allowed::Nothing)
+            };
+            if let Err(difference) = compared {
+                complaints.push(format!("{name}: {difference}"));
+                // Even if each record is there in its last version: content is wrong.
+                totals.misfiled += usize::from(totals.lost + totals.misfiled == 0);
+            }
+        }
+        Ok((totals, complaints))
+    }
+}
+
+/// Hashes of the records that are there, by type and id.
+type Versions = BTreeMap<(String, String), String>;
+
+fn of_nodes(nodes: &oracle::Nodes) -> Versions {
+    let hash = |props: &serde_json::Value| Some(props.get("sha256")?.as_str()?.to_owned());
+    nodes.iter().filter_map(|(node, props)| Some((node.clone(), hash(props)?))).collect()
+}
+
+fn judge_versions(
+    worker: &str,
+    actual: &Versions,
+    expected: &Versions,
+    totals: &mut Totals,
+    complaints: &mut Vec<String>,
+) {
+    for (record, hash) in expected {
+        match actual.get(record) {
+            Some(found) if found == hash => totals.committed += 1,
+            found => {
+                totals.lost += 1;
+                complaints.push(format!("{worker}: lost {record:?} {hash}, there is {found:?}"));
+            }
+        }
+    }
+    for (record, hash) in actual.iter().filter(|(record, _)| !expected.contains_key(*record)) {
+        totals.misfiled += 1;
+        complaints.push(format!("{worker}: nobody published {record:?} {hash}"));
+    }
+}
+
+fn judge_letters(
+    worker: &str,
+    due: &Due,
+    letters: BTreeMap<DataType, Vec<DeadLetter>>,
+    totals: &mut Totals,
+    complaints: &mut Vec<String>,
+) {
+    let mut found = BTreeSet::new();
+    let short = |body: &[u8]| String::from_utf8_lossy(&body[..body.len().min(120)]).into_owned();
+    for (t, letters) in letters {
+        for letter in letters {
+            let reason = letter.header("dead-letter-reason");
+            let key = (t, letter.body.clone());
+            match due.dead.get(&key).or_else(|| due.maybe_dead.get(&key)) {
+                Some(expected) if *expected == reason => _ = found.insert(key),
+                expected => {
+                    totals.misfiled += 1;
+                    let headers = letter.properties.headers();
+                    complaints.push(format!(
+                        "{worker} {t}: a dead letter for {reason:?} instead of {expected:?}: {} {headers:?}",
+                        short(&letter.body)
+                    ));
+                }
+            }
+        }
+    }
+    for ((t, body), reason) in due.dead.iter().filter(|(key, _)| !found.contains(*key)) {
+        totals.lost += 1;
+        complaints.push(format!("{worker} {t}: no dead letter for {reason}: {}", short(body)));
+    }
+    totals.dead_lettered += found.len();
+}
+
+/// Waits until it is so.
+pub async fn eventually(what: &str, check: impl AsyncFn() -> Result<bool, Error>) -> Result<(), Error> {
+    let deadline = Instant::now() + PATIENCE;
+    while !check().await? {
+        if Instant::now() > deadline {
+            return Err(format!("not {what} within {PATIENCE:?}").into());
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
