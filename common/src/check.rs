@@ -127,6 +127,7 @@ fn exists<T>(
     }
 }
 
-fn is_not_found(error: &lapin::Error) -> bool {
+/// Whether the broker said that the object does not exist.
+pub(crate) fn is_not_found(error: &lapin::Error) -> bool {
     matches!(error.kind(), lapin::ErrorKind::ProtocolError(e) if *e.kind() == AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND))
 }

@@ -1,13 +1,13 @@
-//! The command line that both workers share: `run` (the default) and `check`.
+//! The command line that both workers share: `run` (the default), `check` and `deadletter`.
 
 use std::process::ExitCode;
 
-use clap::{Arg, Command, value_parser};
+use clap::Command;
 
 use crate::config::{Config, ConfigError, Env, Variable, help_text};
 use crate::sink::Sink;
 use crate::worker::Exit;
-use crate::{check, worker};
+use crate::{check, deadletter, worker};
 
 /// What makes a worker out of the shared parts.
 pub struct Worker<C> {
@@ -26,20 +26,23 @@ pub struct Worker<C> {
 
 /// A worker's `main`: parses the command line, reads the configuration, runs.
 pub fn main<C, S: Sink>(worker: Worker<C>, sink: impl FnOnce(&Config, C) -> Result<S, String>) -> ExitCode {
-    let exit_codes = "Exit status: 0 clean stop, 1 check failed, 2 could not start, 3 drain took too long";
+    let exit_codes =
+        "Exit status: 0 clean stop, 1 check or deadletter failed, 2 could not start, 3 drain took too long";
     let matches = Command::new(worker.service)
         .about(worker.about)
         .version(env!("CARGO_PKG_VERSION"))
         .after_help(format!("{}\n{exit_codes}", help_text(worker.tables)))
-        .arg(
-            Arg::new("command")
-                .value_parser(value_parser!(String))
-                .value_parser(["run", "check"])
-                .default_value("run")
-                .help("run: consume until SIGTERM or SIGINT; check: validate the configuration, connect to everything, verify it"),
+        .subcommand(Command::new("run").about("Consume until SIGTERM or SIGINT (the default)"))
+        .subcommand(
+            Command::new("check")
+                .about("Validate the configuration, connect to everything, verify it; changes nothing"),
         )
+        .subcommand(deadletter::command())
         .get_matches();
-    let checking = matches.get_one::<String>("command").is_some_and(|c| c == "check");
+    let checking = match matches.subcommand() {
+        Some((deadletter::NAME, arguments)) => return deadletter::main(worker.service, arguments),
+        subcommand => subcommand.is_some_and(|(name, _)| name == "check"),
+    };
     let ((config, own), notes) = match (worker.read)(Env::from_process(worker.tables)) {
         Ok(read) => read,
         Err(e) => {

@@ -58,22 +58,8 @@ impl DeadLetters {
         why: &Reason,
     ) -> Result<(), BrokerError> {
         let channel = self.channel().await?;
-        let published = channel.basic_publish(
-            topology.dead_letter_exchange.as_str().into(),
-            topology.queue.as_str().into(),
-            BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() },
-            body,
-            self.properties(topology, origin, why),
-        );
-        match answered(async { published.await?.await }).await? {
-            Confirmation::Ack(None) => Ok(()),
-            Confirmation::Ack(Some(returned)) => Err(BrokerError::NotTaken(format!(
-                "{} {}: {}",
-                returned.reply_code, returned.reply_text, topology.dead_letter_exchange
-            ))),
-            Confirmation::Nack(_) => Err(BrokerError::NotTaken("refused".to_owned())),
-            Confirmation::NotRequested => Err(BrokerError::NotTaken("not in confirm mode".to_owned())),
-        }
+        let properties = self.properties(topology, origin, why);
+        publish(&channel, &topology.dead_letter_exchange, &topology.queue, body, properties).await
     }
 
     fn properties(&self, topology: &Topology, origin: &Origin, why: &Reason) -> BasicProperties {
@@ -90,38 +76,7 @@ impl DeadLetters {
         if let Some(id) = &why.id {
             put(&mut headers, "dead-letter-id", id);
         }
-        // Not taken over: `user_id` and `cluster_id`, which the broker checks against us, a direct `reply_to`, which only its
-        // own channel may use, and `expiration`, which would delete the evidence.
-        let p = &origin.properties;
-        let mut out = BasicProperties::default().with_headers(headers).with_delivery_mode(2);
-        if let Some(v) = p.content_type() {
-            out = out.with_content_type(v.clone());
-        }
-        if let Some(v) = p.content_encoding() {
-            out = out.with_content_encoding(v.clone());
-        }
-        if let Some(v) = p.correlation_id() {
-            out = out.with_correlation_id(v.clone());
-        }
-        if let Some(v) = p.reply_to().as_ref().filter(|v| !v.as_str().starts_with(DIRECT_REPLY)) {
-            out = out.with_reply_to(v.clone());
-        }
-        if let Some(v) = p.message_id() {
-            out = out.with_message_id(v.clone());
-        }
-        if let Some(v) = p.timestamp() {
-            out = out.with_timestamp(*v);
-        }
-        if let Some(v) = p.kind() {
-            out = out.with_type(v.clone());
-        }
-        if let Some(v) = p.app_id() {
-            out = out.with_app_id(v.clone());
-        }
-        if let Some(v) = p.priority() {
-            out = out.with_priority(*v);
-        }
-        out
+        carried_over(&origin.properties, headers)
     }
 
     /// Declares the queue's objects again: somebody may have deleted the exchange that did not take a message.
@@ -142,6 +97,68 @@ impl DeadLetters {
         *slot = Some(channel.clone());
         Ok(channel)
     }
+}
+
+/// Publishes a message, mandatory, on a channel in confirm mode, and waits until the broker has it in a queue.
+///
+/// # Errors
+/// [`BrokerError`]; with [`BrokerError::NotTaken`] the channel is still good.
+pub(crate) async fn publish(
+    channel: &Channel,
+    exchange: &str,
+    routing_key: &str,
+    body: &[u8],
+    properties: BasicProperties,
+) -> Result<(), BrokerError> {
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let published = channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties);
+    match answered(async { published.await?.await }).await? {
+        Confirmation::Ack(None) => Ok(()),
+        Confirmation::Ack(Some(returned)) => {
+            let to = if exchange.is_empty() { routing_key } else { exchange };
+            Err(BrokerError::NotTaken(format!("{} {}: {to}", returned.reply_code, returned.reply_text)))
+        }
+        Confirmation::Nack(_) => Err(BrokerError::NotTaken("refused".to_owned())),
+        Confirmation::NotRequested => Err(BrokerError::NotTaken("not in confirm mode".to_owned())),
+    }
+}
+
+/// A message's properties with other headers, for publishing it again, persistent. Not taken over: `user_id` and
+/// `cluster_id`, which the broker checks against us, a direct `reply_to`, which only its own channel may use, and
+/// `expiration`, which would delete the evidence.
+pub(crate) fn carried_over(p: &BasicProperties, headers: FieldTable) -> BasicProperties {
+    let mut out = BasicProperties::default().with_delivery_mode(2);
+    if !headers.inner().is_empty() {
+        out = out.with_headers(headers);
+    }
+    if let Some(v) = p.content_type() {
+        out = out.with_content_type(v.clone());
+    }
+    if let Some(v) = p.content_encoding() {
+        out = out.with_content_encoding(v.clone());
+    }
+    if let Some(v) = p.correlation_id() {
+        out = out.with_correlation_id(v.clone());
+    }
+    if let Some(v) = p.reply_to().as_ref().filter(|v| !v.as_str().starts_with(DIRECT_REPLY)) {
+        out = out.with_reply_to(v.clone());
+    }
+    if let Some(v) = p.message_id() {
+        out = out.with_message_id(v.clone());
+    }
+    if let Some(v) = p.timestamp() {
+        out = out.with_timestamp(*v);
+    }
+    if let Some(v) = p.kind() {
+        out = out.with_type(v.clone());
+    }
+    if let Some(v) = p.app_id() {
+        out = out.with_app_id(v.clone());
+    }
+    if let Some(v) = p.priority() {
+        out = out.with_priority(*v);
+    }
+    out
 }
 
 fn put(headers: &mut FieldTable, key: &str, value: &str) {

@@ -2,7 +2,8 @@
 //!
 //! Read [`pipeline`] first; it is the whole flow. Then, in the order of the flow: [`amqp`] (source), [`encoding`] and
 //! [`message`] (decode), [`batch`] (batcher), [`writer`] (retry and bisect), [`sink`] (what a worker adds), [`settle`] (acks),
-//! [`dead_letter`]. Around it: [`queue`] (one consumer's life), [`turn`] (which replica consumes), [`watch`] (is it alive?), [`worker`] (the process), [`config`], [`status`] and [`http`], [`metrics`], [`logging`].
+//! [`dead_letter`]; [`deadletter`] is the command that looks at dead letters and replays them. Around it: [`queue`] (one consumer's life),
+//! [`turn`] (which replica consumes), [`watch`] (is it alive?), [`worker`] (the process), [`config`], [`status`] and [`http`], [`metrics`], [`logging`].
 
 pub mod amqp;
 pub mod backoff;
@@ -12,6 +13,7 @@ pub mod cli;
 pub mod config;
 pub mod data_type;
 pub mod dead_letter;
+pub mod deadletter;
 pub mod encoding;
 pub mod http;
 pub mod logging;
