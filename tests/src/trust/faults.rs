@@ -289,8 +289,21 @@ impl Run {
                 [Direction::There, Direction::Back].map(|d| link.broker.freeze(d, true)).into_iter().collect()
             }
             BrokerSlow => link.broker.delay(Duration::from_millis(60)),
-            DatabaseCut => link.database.cut(),
-            DatabaseReset => link.database.reset(),
+            DatabaseCut | DatabaseReset | BackendsTerminated => {
+                // Until a write is hit: a connection that nobody uses at the moment is replaced without a word.
+                let before = self.trace(fault, squad).await?;
+                for _ in 0..40 {
+                    match fault {
+                        DatabaseCut => self.links[squad].database.cut(),
+                        DatabaseReset => self.links[squad].database.reset(),
+                        _ => self.terminate_backends().await?,
+                    }
+                    sleep(Duration::from_millis(25)).await;
+                    if self.trace(fault, squad).await? > before {
+                        break;
+                    }
+                }
+            }
             DatabaseFrozen => {
                 [Direction::There, Direction::Back].map(|d| link.database.freeze(d, true)).into_iter().collect()
             }
@@ -315,7 +328,6 @@ impl Run {
             MemoryAlarm => services_script(&["ctl", "set_vm_memory_high_watermark", "absolute", "1MB"])?,
             PostgresKilled => services_script(&["kill", "postgres"])?,
             PostgresRestarted => services_script(&["stop", "postgres"])?,
-            BackendsTerminated => self.terminate_backends().await?,
             OutOfConnections => {
                 admin().await?.batch_execute(&format!("ALTER ROLE {} CONNECTION LIMIT 0", self.user)).await?;
                 self.terminate_backends().await?;

@@ -60,7 +60,7 @@ impl Squad {
 
     /// A metric, summed up over all that run.
     pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
-        self.running().map(|worker| worker.metric(name, labels)).sum()
+        self.running().map(|worker| worker.metric(name, labels)).sum::<f64>() + 0.0 // a sum of nothing is -0
     }
 
     /// How often something is in the logs of those that run.
