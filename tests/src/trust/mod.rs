@@ -24,7 +24,7 @@ use crate::proxy::Proxy;
 use crate::stage::{DeadLetter, services};
 use crate::states::{self, Allowed};
 use crate::{Error, Stage};
-use faults::{Fault, Held};
+use faults::{Fault, Held, Party};
 use plan::{Due, Plan};
 use publisher::Publisher;
 use squad::Squad;
@@ -140,6 +140,7 @@ impl Run {
                 ("POSTGRES_BATCH_SIZE", "20"),
                 ("NEO4J_BATCH_SIZE", "20"),
                 ("WRITE_TIMEOUT", "3"),
+                ("SHUTDOWN_TIMEOUT", "10"),
             ]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .to_vec();
@@ -223,14 +224,15 @@ impl Run {
                 chosen.push((fault, squad));
             }
             println!("trust: {chosen:?}");
-            // The broker goes last, since others are reached through it, and comes back last.
-            chosen.sort_by_key(|(fault, _)| fault.party());
+            // The broker goes last and comes back last: what it lost is published again when everything else works.
+            chosen.sort_by_key(|(fault, _)| fault.party() == Party::Broker);
             let mut held: Vec<Held> = Vec::new();
             for (fault, squad) in chosen {
                 held.push(self.begin(fault, squad).await?);
                 self.pause(0, 500).await;
             }
             self.pause(100, 1500).await;
+            held.sort_by_key(|held| held.fault.party());
             for held in held {
                 self.end(held).await?;
                 self.pause(0, 200).await;
