@@ -238,8 +238,9 @@ fn of(messages: &mut Messages, t: DataType) -> &mut Vec<Vec<u8>> {
     }
 }
 
-/// Every kind of culprit first, in the middle, and last: at one of these places alone in a batch, at the others together
-/// with those of other kinds. `few` good records are in a batch with a single undecodable one, which no database sees.
+/// Every kind of culprit first, in the middle, and last: at each of these places alone in a batch, and at some of them
+/// together with those of other kinds. `few` good records or less are in a batch with a single undecodable one, which no
+/// database sees.
 async fn culprits_alone_are_dead_lettered(
     stage: &Stage,
     name: &str,
@@ -258,12 +259,18 @@ async fn culprits_alone_are_dead_lettered(
             trial.batch(t, GOOD, place, &all).await?;
         }
     }
-    for (at, culprit) in refused.iter().enumerate() {
-        trial.batch(culprit.data_type, GOOD, at % 3, &[culprit]).await?;
+    for culprit in refused {
+        for place in 0..3 {
+            trial.batch(culprit.data_type, GOOD, place, &[culprit]).await?;
+        }
     }
     for (at, culprit) in undecodable.iter().enumerate() {
-        // Divided by four, since the types take turns: then each type has each place.
-        trial.batch(culprit.data_type, few, at / 4 % 3, &[culprit]).await?;
+        // Divided by four, since the types take turns: then each type has each place among as many as `few` says.
+        let first = at / 4 % 3;
+        trial.batch(culprit.data_type, few, first, &[culprit]).await?;
+        for place in (0..3).filter(|place| *place != first) {
+            trial.batch(culprit.data_type, few.min(50), place, &[culprit]).await?;
+        }
     }
     for (t, count) in &trial.batches {
         controlled(&mut worker, *t, *count as f64).await?;

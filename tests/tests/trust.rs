@@ -10,7 +10,7 @@ use integration_tests::trust::{Options, Run};
 async fn survives(worker: &'static str, faults: &[Fault]) -> Result<(), Error> {
     for fault in faults {
         let seed = Fault::ALL.iter().position(|f| f == fault).unwrap_or_default() as u64 + 100;
-        let options = Options { seed, workers: vec![worker], replicas: 1, messages: 1000, pace: 250 };
+        let options = Options { seed, workers: vec![worker], replicas: 1, messages: 700, pace: 100 };
         let mut run = Run::start(&options).await?;
         run.suffer(*fault, 0).await.map_err(|e| format!("{fault:?}, seed {seed}: {e}"))?;
         let totals = run.finish().await?;
@@ -22,7 +22,7 @@ async fn survives(worker: &'static str, faults: &[Fault]) -> Result<(), Error> {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_breaks() -> Result<(), Error> {
     let options =
-        Options { seed: 1, workers: vec!["tableinator", "graphinator"], replicas: 1, messages: 1500, pace: 0 };
+        Options { seed: 1, workers: vec!["tableinator", "graphinator"], replicas: 1, messages: 1000, pace: 0 };
     let totals = Run::start(&options).await?.finish().await?;
     assert_eq!(totals.published, totals.confirmed, "nothing had to be sent twice");
     Ok(())

@@ -289,8 +289,21 @@ impl Run {
                 [Direction::There, Direction::Back].map(|d| link.broker.freeze(d, true)).into_iter().collect()
             }
             BrokerSlow => link.broker.delay(Duration::from_millis(60)),
-            DatabaseCut => link.database.cut(),
-            DatabaseReset => link.database.reset(),
+            DatabaseCut | DatabaseReset | BackendsTerminated => {
+                // Until a write is hit: a connection that nobody uses at the moment is replaced without a word.
+                let before = self.trace(fault, squad).await?;
+                for _ in 0..40 {
+                    match fault {
+                        DatabaseCut => self.links[squad].database.cut(),
+                        DatabaseReset => self.links[squad].database.reset(),
+                        _ => self.terminate_backends().await?,
+                    }
+                    sleep(Duration::from_millis(25)).await;
+                    if self.trace(fault, squad).await? > before {
+                        break;
+                    }
+                }
+            }
             DatabaseFrozen => {
                 [Direction::There, Direction::Back].map(|d| link.database.freeze(d, true)).into_iter().collect()
             }
@@ -306,16 +319,30 @@ impl Run {
             }
             ConsumerTimeout => {
                 consumer_timeout(1_000, 500)?;
-                // A channel keeps what counted when it was made.
-                link.broker.cut();
-                workers.busy(Duration::from_secs(20)).await;
-                link.database.freeze(Direction::There, true);
-                sleep(Duration::from_secs(3)).await;
+                // A channel keeps what counted when it was made. The database must stand until the new one is consumed
+                // from. None of this is certain while other faults go on.
+                let reconnects = |run: &Run| run.squads[squad].metric("reconnects_total", &["peer=\"broker\""]);
+                let (connected, seen) = (reconnects(self), self.trace(fault, squad).await?);
+                self.links[squad].broker.cut();
+                for _ in 0..100 {
+                    if reconnects(self) > connected {
+                        break;
+                    }
+                    sleep(Duration::from_millis(50)).await;
+                }
+                sleep(Duration::from_secs(1)).await;
+                self.squads[squad].busy(Duration::from_secs(5)).await;
+                self.links[squad].database.freeze(Direction::There, true);
+                for _ in 0..100 {
+                    if self.trace(fault, squad).await? > seen {
+                        break;
+                    }
+                    sleep(Duration::from_millis(100)).await;
+                }
             }
             MemoryAlarm => services_script(&["ctl", "set_vm_memory_high_watermark", "absolute", "1MB"])?,
             PostgresKilled => services_script(&["kill", "postgres"])?,
             PostgresRestarted => services_script(&["stop", "postgres"])?,
-            BackendsTerminated => self.terminate_backends().await?,
             OutOfConnections => {
                 admin().await?.batch_execute(&format!("ALTER ROLE {} CONNECTION LIMIT 0", self.user)).await?;
                 self.terminate_backends().await?;
@@ -362,9 +389,7 @@ impl Run {
                 }
             }
             NodesLocked => {
-                let mut txn = services().neo4j()?.start_txn().await?;
-                txn.run(query("MATCH (n:Artist) SET n._rival = 1")).await?;
-                txn.run(query("MATCH (n:Genre) SET n._rival = 1")).await?;
+                let txn = lock_nodes(&services().neo4j()?).await?;
                 grip = Grip::Nodes(Box::new(txn));
             }
             NodesContended => {
@@ -480,6 +505,25 @@ fn consumer_timeout(after: u32, look: u32) -> Result<(), Error> {
         "application:set_env(rabbit, consumer_timeout, {after}), application:set_env(rabbit, channel_tick_interval, {look})."
     );
     services_script(&["ctl", "eval", &set])
+}
+
+/// Takes nodes from everybody else. The worker has some of them already, so this may be a deadlock's victim itself.
+async fn lock_nodes(graph: &Graph) -> Result<neo4rs::Txn, Error> {
+    let mut attempt = 0;
+    loop {
+        let mut txn = graph.start_txn().await?;
+        let locked = txn.run(query("MATCH (n:Artist|Genre) SET n._rival = 1")).await;
+        attempt += 1;
+        match locked {
+            Ok(_) => return Ok(txn),
+            Err(e) if attempt == 50 => return Err(e.into()),
+            Err(_) => {
+                // The server has rolled it back; there is nothing to add if it says so once more.
+                let _ = txn.rollback().await;
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
 }
 
 /// Locks rows one after the other, in the order given, and gives them back, until it is told to stop. Patient, so that the

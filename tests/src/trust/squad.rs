@@ -60,7 +60,7 @@ impl Squad {
 
     /// A metric, summed up over all that run.
     pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
-        self.running().map(|worker| worker.metric(name, labels)).sum()
+        self.running().map(|worker| worker.metric(name, labels)).sum::<f64>() + 0.0 // a sum of nothing is -0
     }
 
     /// How often something is in the logs of those that run.
@@ -154,7 +154,7 @@ impl Squad {
 /// The numbers of the last line that a worker logged about its whole life.
 fn last_words(log: &Path) -> Result<Value, Error> {
     let text = std::fs::read_to_string(log)?;
-    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let last = lines.into_iter().filter(|line| line["received"].is_u64() && line["remained"].is_u64()).next_back();
+    let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let last = lines.rfind(|line| line["received"].is_u64() && line["remained"].is_u64());
     last.ok_or_else(|| format!("{} has no final numbers", log.display()).into())
 }
