@@ -70,7 +70,11 @@ pub const COMMON: &[Variable] = &[
         "the broker's consumer_timeout in seconds; messages are handed back after half of it",
     ),
     variable("BATCH_MAX_BYTES", Value("8388608"), "bytes of message bodies in a batch; a larger message goes alone"),
-    variable("MAX_BODY_BYTES", Value("67108864"), "bytes that a message body may have, a packed one when it is unpacked; a larger one is dead-lettered"),
+    variable(
+        "MAX_BODY_BYTES",
+        Value("67108864"),
+        "bytes that a message body may have, a packed one when it is unpacked; a larger one is dead-lettered",
+    ),
     variable("WRITE_TIMEOUT", Value("60"), "seconds that one attempt to write a batch may take"),
     variable("SHUTDOWN_TIMEOUT", Value("25"), "seconds for the drain after SIGTERM or SIGINT"),
     variable(
