@@ -4,6 +4,8 @@
 //! `FUZZ_SECONDS=600 cargo test -p integration-tests --test fuzz` goes on for as long; `FUZZ_SEED=N` begins with case N of
 //! each test, which is what a failure names.
 
+#![allow(clippy::expect_used, reason = "a panic is what a failed case is here")]
+
 use std::io::{Cursor, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};

@@ -429,7 +429,9 @@ fn evil_records() -> Messages {
         let add = |bodies: &mut Vec<Vec<u8>>, members: serde_json::Value| {
             let mut body = json!({"type": "data", "id": evil, "sha256": hash});
             for part in [&own, &members] {
-                body.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+                for (name, value) in part.as_object().into_iter().flatten() {
+                    body[name] = value.clone();
+                }
             }
             bodies.push(body.to_string().into_bytes());
         };
