@@ -1,7 +1,7 @@
 //! The broker's side: one connection that is made anew when it is lost, the topology, and a consumer per queue.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -54,8 +54,17 @@ pub struct Broker {
     config: BrokerConfig,
     service: &'static str,
     frame_max: Option<u32>,
-    connection: Mutex<Option<Connection>>,
+    slot: Mutex<Slot>,
+    /// Attempts to connect that have ended.
+    attempts: AtomicU64,
     connected_before: AtomicBool,
+}
+
+/// What the last attempt to connect led to.
+#[derive(Default)]
+struct Slot {
+    connection: Option<Connection>,
+    failure: Option<BrokerError>,
 }
 
 impl Broker {
@@ -67,8 +76,14 @@ impl Broker {
     /// Likewise, with frames of at most so many bytes. The client's buffers have room for 32 frames in each direction: with
     /// the broker's usual 128 KiB that is 8 MiB a connection.
     pub fn with_frame_max(config: BrokerConfig, service: &'static str, frame_max: Option<u32>) -> Arc<Self> {
-        let (connection, connected_before) = (Mutex::new(None), AtomicBool::new(false));
-        Arc::new(Broker { config, service, frame_max, connection, connected_before })
+        Arc::new(Broker {
+            config,
+            service,
+            frame_max,
+            slot: Mutex::default(),
+            attempts: AtomicU64::new(0),
+            connected_before: AtomicBool::new(false),
+        })
     }
 
     /// A new channel, on a new connection if the last one is gone. Callers that come meanwhile share that attempt.
@@ -76,12 +91,23 @@ impl Broker {
     /// # Errors
     /// [`BrokerError`] if the broker can't be reached or refuses.
     pub async fn channel(&self) -> Result<Channel, BrokerError> {
-        let mut slot = self.connection.lock().await;
-        let connection = match slot.take().filter(|c| c.status().connected()) {
+        let seen = self.attempts.load(Ordering::Acquire);
+        let mut slot = self.slot.lock().await;
+        let connection = match slot.connection.take().filter(|c| c.status().connected()) {
             Some(connection) => connection,
             None => {
+                // Who waited while somebody else tried in vain has its answer: the queues would else try one after the
+                // other, and the last of them would wait for all.
+                if let Some(failure) = &slot.failure
+                    && self.attempts.load(Ordering::Acquire) != seen
+                {
+                    return Err(failure.clone());
+                }
                 metrics::gauge!(names::CONNECTED, "peer" => "broker").set(0.0);
-                let connection = answered(self.connect()).await?;
+                let connected = answered(self.connect()).await;
+                self.attempts.fetch_add(1, Ordering::Release);
+                slot.failure = connected.as_ref().err().cloned();
+                let connection = connected?;
                 if self.connected_before.swap(true, Ordering::Relaxed) {
                     metrics::counter!(names::RECONNECTS, "peer" => "broker").increment(1);
                 }
@@ -90,13 +116,13 @@ impl Broker {
         };
         metrics::gauge!(names::CONNECTED, "peer" => "broker").set(1.0);
         let channel = answered(connection.create_channel()).await;
-        *slot = Some(connection);
+        slot.connection = Some(connection);
         channel
     }
 
     /// Whether the last connection still stands, as far as the client knows.
     pub async fn is_connected(&self) -> bool {
-        self.connection.lock().await.as_ref().is_some_and(|c| c.status().connected())
+        self.slot.lock().await.connection.as_ref().is_some_and(|c| c.status().connected())
     }
 
     async fn connect(&self) -> lapin::Result<Connection> {
@@ -122,7 +148,7 @@ impl Broker {
 
     /// Closes the connection, if there is one.
     pub async fn close(&self) {
-        if let Some(connection) = self.connection.lock().await.take() {
+        if let Some(connection) = self.slot.lock().await.connection.take() {
             // A connection that can't be closed politely ends with the process.
             let _ = answered(connection.close(200, "bye".into())).await;
         }
@@ -253,5 +279,46 @@ impl Source {
     pub async fn close(self) {
         let _ = answered(self.channel.close(200, "done".into())).await;
         let _ = answered(self.monitor.close(200, "done".into())).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::config::{BROKER, Env, broker};
+
+    /// Somebody who takes connections, and ends each of them a while after it has said something.
+    async fn deaf() -> (u16, Arc<AtomicU64>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        let taken = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&taken);
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(async move {
+                    let _ = client.read(&mut [0; 8]).await;
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                });
+            }
+        });
+        (port, taken)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_waits_for_an_attempt_shares_its_failure() {
+        let (port, taken) = deaf().await;
+        let values = [("RABBITMQ_HOST", "127.0.0.1".to_owned()), ("RABBITMQ_PORT", port.to_string())];
+        let mut env = Env::from_values(&[BROKER], values.map(|(name, value)| (name.to_owned(), value)));
+        let broker = Broker::new(broker(&mut env), "test");
+        let all = (0..5).map(|_| broker.channel());
+        let failed = futures_util::future::join_all(all).await.iter().filter(|channel| channel.is_err()).count();
+        assert_eq!((failed, taken.load(Ordering::Relaxed)), (5, 1));
+        // Who comes later tries anew.
+        assert!(broker.channel().await.is_err());
+        assert_eq!(taken.load(Ordering::Relaxed), 2);
     }
 }

@@ -70,7 +70,11 @@ pub const COMMON: &[Variable] = &[
         "the broker's consumer_timeout in seconds; messages are handed back after half of it",
     ),
     variable("BATCH_MAX_BYTES", Value("8388608"), "bytes of message bodies in a batch; a larger message goes alone"),
-    variable("MAX_BODY_BYTES", Value("67108864"), "bytes that a packed message body may have when it is unpacked"),
+    variable(
+        "MAX_BODY_BYTES",
+        Value("67108864"),
+        "bytes that a message body may have, a packed one when it is unpacked; a larger one is dead-lettered",
+    ),
     variable("WRITE_TIMEOUT", Value("60"), "seconds that one attempt to write a batch may take"),
     variable("SHUTDOWN_TIMEOUT", Value("25"), "seconds for the drain after SIGTERM or SIGINT"),
     variable(
@@ -121,7 +125,7 @@ pub struct Config {
     pub transactions: usize,
     /// Unacknowledged messages per queue.
     pub prefetch: u16,
-    /// Bytes that a packed body may have when it is unpacked.
+    /// Bytes that a body may have, a packed one when it is unpacked.
     pub max_body: usize,
     /// Longest time that one attempt to write may take.
     pub write_timeout: Duration,
@@ -294,6 +298,17 @@ impl Env {
         self.optional(name).unwrap_or_default()
     }
 
+    /// A host. One with credentials is a problem, and not repeated: where a host is shown, in errors and logs, they would be
+    /// too.
+    pub fn host(&mut self, name: &str) -> String {
+        let host = self.text(name);
+        if !host.contains('@') {
+            return host;
+        }
+        self.problem(format!("{name} holds credentials, which would end up in logs: give a host, and user and password in their own variables"));
+        String::new()
+    }
+
     /// A number within `range`; the range's start stands in for a wrong one, which is noted as a problem.
     pub fn number<T>(&mut self, name: &str, range: std::ops::RangeInclusive<T>) -> T
     where
@@ -399,7 +414,7 @@ pub fn broker(env: &mut Env) -> BrokerConfig {
         );
     }
     BrokerConfig {
-        host: env.text("RABBITMQ_HOST"),
+        host: env.host("RABBITMQ_HOST"),
         port: env.number("RABBITMQ_PORT", 1..=u16::MAX),
         username: env.text("RABBITMQ_USERNAME"),
         password: env.text("RABBITMQ_PASSWORD").into(),
@@ -607,6 +622,14 @@ mod tests {
     fn a_batch_too_large_for_any_prefetch_is_refused() {
         let error = read(&[("X_PASSWORD", "p"), ("X_BATCH_SIZE", "20000"), ("X_WRITERS", "8")]).expect_err("invalid");
         assert!(error.to_string().contains("can't exceed 65535"));
+    }
+
+    #[test]
+    fn a_host_with_credentials_is_refused_and_not_repeated() {
+        let mut env = Env::from_values(&[BROKER], [("RABBITMQ_HOST".to_owned(), "amqp://u:hidden@h".to_owned())]);
+        broker(&mut env);
+        let problems = env.finish(()).expect_err("credentials").to_string();
+        assert!(problems.contains("RABBITMQ_HOST holds credentials") && !problems.contains("hidden"), "{problems}");
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Packed message bodies: a `content_encoding` of `gzip` or `zstd` is undone; any other one, such as the extractor's usual
-//! `UTF-8`, means that the body is as it is.
+//! `UTF-8`, means that the body is as it is. Either way there is a limit to its size.
 
 use std::io::{self, Read};
 
@@ -7,7 +7,7 @@ use flate2::read::MultiGzDecoder;
 
 use crate::message::Reject;
 
-/// Unpacks a body, to at most `limit` bytes. `None` if it is not packed.
+/// Unpacks a body, to at most `limit` bytes. `None` if it is not packed, and not larger than that.
 ///
 /// # Errors
 /// [`Reject`] with reason `invalid_encoding` (damaged, or not packed at all) or `body_too_large`.
@@ -16,7 +16,11 @@ pub fn unpack(body: &[u8], content_encoding: Option<&str>, limit: usize) -> Resu
     let unpacked = match encoding.as_str() {
         "gzip" | "x-gzip" => read(MultiGzDecoder::new(body), limit),
         "zstd" => zstd::Decoder::with_buffer(body).and_then(|decoder| read(decoder, limit)),
-        _ => return Ok(None),
+        _ if body.len() <= limit => return Ok(None),
+        _ => {
+            let detail = format!("it has {} bytes, more than MAX_BODY_BYTES = {limit}", body.len());
+            return Err(Reject::new("body_too_large", detail));
+        }
     };
     match unpacked {
         Ok(unpacked) if unpacked.len() <= limit => Ok(Some(unpacked)),
@@ -57,7 +61,9 @@ mod tests {
             assert!(unpacked.as_ref() == Some(&text), "{encoding}");
         }
         for encoding in [None, Some("UTF-8"), Some("br"), Some("")] {
-            assert_eq!(unpack(&text, encoding, 1), Ok(None), "{encoding:?}");
+            assert_eq!(unpack(&text, encoding, text.len()), Ok(None), "{encoding:?}");
+            let too_large = unpack(&text, encoding, text.len() - 1).expect_err("one byte too many");
+            assert_eq!(too_large.reason, "body_too_large", "{encoding:?}");
         }
     }
 

@@ -71,7 +71,7 @@ pub struct PostgresConfig {
 /// [`ConfigError`] with every problem.
 pub fn read(mut env: Env) -> Result<((Config, PostgresConfig), Vec<String>), ConfigError> {
     let mut common = common::config::common(&mut env, &BATCH, HEALTH_PORT);
-    let given = env.text("POSTGRES_HOST");
+    let given = env.host("POSTGRES_HOST");
     let (host, port) = match split_host(&given) {
         Some((host, Some(port))) => (host, port),
         Some((host, None)) => (host, env.number("POSTGRES_PORT", 1..=u16::MAX)),
@@ -134,6 +134,15 @@ mod tests {
         let error = read(Env::from_values(&TABLES, [])).expect_err("nothing is set").to_string();
         for name in ["POSTGRES_HOST", "POSTGRES_USERNAME", "POSTGRES_PASSWORD", "POSTGRES_DATABASE"] {
             assert!(error.contains(&format!("{name} is missing")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_host_with_credentials_is_refused_and_not_repeated() {
+        for host in ["u:hidden@db", "postgres://u:hidden@db:5432/d"] {
+            let env = Env::from_values(&TABLES, [("POSTGRES_HOST".to_owned(), host.to_owned())]);
+            let problems = read(env).expect_err("credentials").to_string();
+            assert!(problems.contains("POSTGRES_HOST holds credentials") && !problems.contains("hidden"), "{problems}");
         }
     }
 

@@ -7,6 +7,7 @@ pub mod oracle;
 pub mod proxy;
 pub mod stage;
 pub mod states;
+pub mod tls;
 pub mod trust;
 
 pub use job::Job;

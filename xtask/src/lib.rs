@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod demo;
 pub mod feed;
+pub mod licences;
 pub mod process;
 pub mod reference;
 pub mod report;

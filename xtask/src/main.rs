@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{Error, bench, demo, reference, services, soak};
+use xtask::{Error, bench, demo, licences, reference, services, soak};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's day-to-day commands")]
@@ -61,5 +61,8 @@ fn services(args: &[&str]) -> Result<(), Error> {
 fn test(args: &[String]) -> Result<(), Error> {
     print!("{}", services::script(&["up"])?);
     let status = services::cargo(&["test", "--workspace"]).args(args).status()?;
-    status.success().then_some(()).ok_or_else(|| "tests failed".into())
+    if !status.success() {
+        return Err("tests failed".into());
+    }
+    licences::check_thoroughly()
 }
