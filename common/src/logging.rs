@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use chrono::{SecondsFormat, Utc};
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
 use tracing_log::NormalizeEvent;
 use tracing_subscriber::Layer;
@@ -21,9 +22,12 @@ use crate::config::LogConfig;
 pub fn init(service: &'static str, config: &LogConfig) {
     let file = config.dir.as_ref().and_then(|dir| open(dir, service));
     let layer = JsonLines { service, environment: config.environment.clone(), file: file.map(Mutex::new) };
-    let libraries = config.level.min(tracing::level_filters::LevelFilter::WARN);
+    let libraries = config.level.min(LevelFilter::WARN);
     let own = ["common", "graphinator", "tableinator"].map(|target| (target, config.level));
-    let filter = Targets::new().with_targets(own).with_default(libraries);
+    // lapin logs each channel's end as an error, also that which tells a waiting replica that another one has the turn. The
+    // caller gets every such error as a value, and logs those that matter with their context.
+    let silent = ("lapin::channel", LevelFilter::OFF);
+    let filter = Targets::new().with_targets(own).with_targets([silent]).with_default(libraries);
     let subscriber = tracing_subscriber::registry().with(layer.with_filter(filter));
     if tracing::subscriber::set_global_default(subscriber).is_ok() {
         // neo4rs and tokio-postgres log through the `log` crate.

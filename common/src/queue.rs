@@ -127,8 +127,10 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
     }
 }
 
-/// Waits for this replica's turn and subscribes.
+/// Makes sure that the database takes records, waits for this replica's turn, and subscribes. In this order: who can't
+/// write takes no turn from others, and a replica on standby is able to go on.
 async fn subscribe<S: Sink>(queue: &Queue<S>, topology: &Topology) -> Result<(Turn, Claim, Source), End> {
+    prepare(queue).await.map_err(End::Paused)?;
     let waiting = || {
         queue.status.trouble(queue.data_type, None);
         queue.status.standby(queue.data_type);
@@ -137,7 +139,7 @@ async fn subscribe<S: Sink>(queue: &Queue<S>, topology: &Topology) -> Result<(Tu
     let turn = turn.map_err(|e| End::Lost(e.to_string()))?;
     queue.status.consuming(queue.data_type, false); // and not on standby any more
     let claim = Claim::new(&topology.queue);
-    let source = match prepare(queue, topology, &claim).await {
+    let source = match open(queue, topology, &claim).await {
         Ok(_) if !turn.is_held() => Err(End::Lost("the broker took the turn back".to_owned())),
         other => other,
     };
@@ -150,15 +152,21 @@ async fn subscribe<S: Sink>(queue: &Queue<S>, topology: &Topology) -> Result<(Tu
     }
 }
 
-/// Makes sure that the database takes records before any is fetched, then subscribes.
-async fn prepare<S: Sink>(queue: &Queue<S>, topology: &Topology, claim: &Claim) -> Result<Source, End> {
+/// Looks whether the database is there, and creates what is missing in it.
+async fn prepare<S: Sink>(queue: &Queue<S>) -> Result<(), SinkError> {
     // A server that does not answer at all must not hold us; one that builds an index may take its time.
     let limit = queue.config.write_timeout;
     let alive = timeout(limit, queue.sink.ping()).await.unwrap_or_else(|_| Err(SinkError::timeout(limit)));
     queue.status.database(alive.is_ok());
-    alive.map_err(End::Paused)?;
-    queue.sink.prepare(queue.data_type).await.map_err(End::Paused)?;
-    queue.sink.claim(claim).await.map_err(End::Paused)?;
+    alive?;
+    queue.sink.prepare(queue.data_type).await
+}
+
+/// Takes the right to write in the database before anything is fetched.
+async fn open<S: Sink>(queue: &Queue<S>, topology: &Topology, claim: &Claim) -> Result<Source, End> {
+    let limit = queue.config.write_timeout;
+    let claimed = timeout(limit, queue.sink.claim(claim)).await.unwrap_or_else(|_| Err(SinkError::timeout(limit)));
+    claimed.map_err(End::Paused)?;
     let source = Source::open(&queue.broker, topology, queue.config.prefetch, queue.config.hold_limit * 2).await;
     source.map_err(|e| End::Lost(e.to_string()))
 }
