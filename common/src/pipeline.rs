@@ -54,9 +54,21 @@ struct Subscription<'a, S: Sink> {
     tasks: JoinSet<Done>,
     /// Ids of the batches that are being written: a batch with one of them waits, so that versions keep their order.
     in_flight: HashSet<String>,
-    /// Nothing more is fetched, and the end is when everything that was is settled: a shutdown, or a fatal error.
+    /// Nothing more is fetched, and the end is when everything that was is settled: a shutdown, a hand-over, or a fatal error.
     draining: bool,
+    /// All that was fetched is read, or there is no time left to.
+    exhausted: bool,
+    /// In a shutdown, the time after which nothing is read any more.
+    read_until: Option<Instant>,
     last_delivery: Instant,
+}
+
+/// Waits until then; for ever if there is none.
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Runs the pipeline of one subscription to its end.
@@ -86,6 +98,8 @@ pub async fn run<S: Sink>(queue: &Queue<S>, topology: &Topology, turn: &Turn, cl
         tasks: JoinSet::new(),
         in_flight: HashSet::new(),
         draining: false,
+        exhausted: false,
+        read_until: None,
         last_delivery: Instant::now(),
     };
     let end = subscription.run().await;
@@ -103,17 +117,21 @@ impl<S: Sink> Subscription<'_, S> {
         depth.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.dispatch();
-            if self.draining && self.is_idle() {
+            if self.exhausted && self.is_idle() {
                 return End::Drained;
             }
-            let reading = !self.draining && self.waiting.is_none() && self.control.is_none();
+            let reading = !self.exhausted && self.waiting.is_none() && self.control.is_none();
             let deadline = self.batcher.deadline().filter(|_| self.waiting.is_none());
             let turn = tokio::select! {
                 biased; // finishing comes before starting
                 Some(done) = self.tasks.join_next() => self.settle(done).await,
-                () = shutdown.cancelled(), if !self.draining => self.drain().await,
+                () = shutdown.cancelled(), if self.read_until.is_none() => self.stop().await,
                 () = self.turn.hand_over.cancelled(), if !self.draining => self.drain().await,
-                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                () = at(self.read_until), if !self.exhausted => {
+                    self.exhausted = true;
+                    Ok(())
+                }
+                () = at(deadline) => {
                     self.close(Trigger::Deadline);
                     Ok(())
                 }
@@ -136,6 +154,10 @@ impl<S: Sink> Subscription<'_, S> {
         let delivery = match delivery {
             Some(Ok(delivery)) => delivery,
             Some(Err(e)) => return Err(End::Lost(e.to_string())),
+            None if self.draining => {
+                self.exhausted = true;
+                return Ok(());
+            }
             None => return Err(End::Lost("the consumer was cancelled or its channel closed".to_owned())),
         };
         let now = Instant::now();
@@ -213,7 +235,7 @@ impl<S: Sink> Subscription<'_, S> {
         {
             self.start_waiting();
         }
-        if self.draining && self.waiting.is_none() && !self.batcher.is_empty() {
+        if self.exhausted && self.waiting.is_none() && !self.batcher.is_empty() {
             self.close(Trigger::Drain);
             return self.dispatch();
         }
@@ -308,7 +330,14 @@ impl<S: Sink> Subscription<'_, S> {
         }
     }
 
-    /// No new deliveries; what was read is written. In a fatal error that takes until somebody repaired it.
+    /// Half of the shutdown's time is for reading, the other half for writing what was read.
+    async fn stop(&mut self) -> Result<(), End> {
+        self.read_until = Some(Instant::now() + self.queue.config.shutdown_timeout / 2);
+        if self.draining { Ok(()) } else { self.drain().await }
+    }
+
+    /// No new deliveries; those that the client holds already are read and written, because each that goes back uses up one of its
+    /// [`DELIVERY_LIMIT`](crate::amqp::DELIVERY_LIMIT). In a fatal error that takes until somebody repaired it.
     async fn drain(&mut self) -> Result<(), End> {
         self.draining = true;
         self.queue.status.consuming(self.queue.data_type, false);
