@@ -3,9 +3,10 @@
 //! Read [`pipeline`] first; it is the whole flow. Then, in the order of the flow: [`amqp`] (source), [`encoding`] and
 //! [`message`] (decode), [`batch`] (batcher), [`writer`] (retry and bisect), [`sink`] (what a worker adds), [`settle`] (acks),
 //! [`dead_letter`]; [`deadletter`] is the command that looks at dead letters and replays them. Around it: [`queue`] (one consumer's life),
-//! [`turn`] (which replica consumes), [`watch`] (is it alive?), [`worker`] (the process), [`config`], [`status`] and [`http`], [`metrics`], [`logging`].
+//! [`turn`] (which replica consumes), [`watch`] (is it alive?), [`worker`] (the process), [`background`] (what control messages ask for), [`config`], [`status`] and [`http`], [`metrics`], [`logging`].
 
 pub mod amqp;
+pub mod background;
 pub mod backoff;
 pub mod batch;
 pub mod check;

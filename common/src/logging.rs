@@ -24,10 +24,7 @@ pub fn init(service: &'static str, config: &LogConfig) {
     let layer = JsonLines { service, environment: config.environment.clone(), file: file.map(Mutex::new) };
     let libraries = config.level.min(LevelFilter::WARN);
     let own = ["common", "graphinator", "tableinator"].map(|target| (target, config.level));
-    // lapin logs each channel's end as an error, also that which tells a waiting replica that another one has the turn. The
-    // caller gets every such error as a value, and logs those that matter with their context.
-    let silent = ("lapin::channel", LevelFilter::OFF);
-    let filter = Targets::new().with_targets(own).with_targets([silent]).with_default(libraries);
+    let filter = Targets::new().with_targets(own).with_default(libraries);
     let subscriber = tracing_subscriber::registry().with(layer.with_filter(filter));
     if tracing::subscriber::set_global_default(subscriber).is_ok() {
         // neo4rs and tokio-postgres log through the `log` crate.
@@ -53,6 +50,9 @@ impl<S: Subscriber> Layer<S> for JsonLines {
         let metadata = normalized.as_ref().unwrap_or_else(|| event.metadata());
         let mut fields = Fields(Map::new());
         event.record(&mut fields);
+        if metadata.target().starts_with("lapin") && fields.0.get("error").is_some_and(|e| is_locked(e)) {
+            return; // another replica has the turn, which is as it should be
+        }
         let mut line = fields.0;
         let timestamp = Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true);
         for (key, value) in [
@@ -73,6 +73,11 @@ impl<S: Subscriber> Layer<S> for JsonLines {
             let _ = file.lock().unwrap_or_else(PoisonError::into_inner).write_all(text.as_bytes());
         }
     }
+}
+
+/// Whether the broker said that somebody else holds an exclusive queue.
+fn is_locked(error: &Value) -> bool {
+    error.as_str().is_some_and(|text| text.contains("RESOURCELOCKED"))
 }
 
 fn level(level: &Level) -> &'static str {

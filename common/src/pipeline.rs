@@ -398,6 +398,7 @@ impl<S: Sink> Subscription<'_, S> {
         let returned = self.source.ledger.returned();
         self.queue.status.returned(self.queue.data_type, returned);
         metrics::counter!(names::RETURNED, "data_type" => self.queue.data_type.name()).increment(returned as u64);
+        metrics::gauge!(names::UNACKED, "data_type" => self.queue.data_type.name()).set(0.0); // the broker has them back
         self.source.close().await;
     }
 }

@@ -7,12 +7,12 @@
 use std::time::Duration;
 
 use common::DataType;
-use common::backoff::Backoff;
+use common::background::Work;
 use common::message::ExtractionComplete;
 use common::sink::SinkError;
 use neo4rs::{Graph, Query, Row, query};
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::connect::Connector;
@@ -20,8 +20,6 @@ use crate::errors::classify;
 use crate::statements::label;
 use crate::{sweep, vanished};
 
-/// How often to look for runs whose replica died.
-const LOOK: Duration = Duration::from_secs(30);
 /// How long a replica may be silent before another one takes over its maintenance. If both go on, they do the same.
 const LEASE: Duration = Duration::from_secs(60);
 /// How often it says that it goes on.
@@ -99,28 +97,27 @@ impl Maintenance {
             }
         }
     }
+}
 
-    /// Does what was asked for, for ever.
-    pub async fn run(&self) {
-        let mut backoff = Backoff::outage();
-        loop {
-            match self.next().await {
-                Ok(true) => backoff = Backoff::outage(),
-                Ok(false) => {
-                    // Woken by a signal, or by the clock: then another replica may have left something.
-                    let _ = timeout(LOOK, self.requested.notified()).await;
-                }
-                Err(e) => {
-                    warn!(code = e.code, error = e.message, "🧹 Post-import maintenance failed, trying again");
-                    self.connector.discard();
-                    sleep(backoff.pause()).await;
-                }
-            }
-        }
+impl Work for Maintenance {
+    const NAME: &str = "Post-import maintenance";
+
+    fn requested(&self) -> &Notify {
+        &self.requested
     }
 
-    /// Does the maintenance of one run. False if none is asked for, or another replica does it.
     async fn next(&self) -> Result<bool, SinkError> {
+        let done = self.one().await;
+        if done.is_err() {
+            self.connector.discard();
+        }
+        done
+    }
+}
+
+impl Maintenance {
+    /// Does the maintenance of one run. False if none is asked for, or another replica does it.
+    async fn one(&self) -> Result<bool, SinkError> {
         let graph = self.connector.graph()?;
         let Some(row) = one(&graph, claim(&self.owner)).await? else {
             return Ok(false);

@@ -163,7 +163,7 @@ impl Sink for Neo4jSink {
     }
 
     async fn background(&self) {
-        self.maintenance.run().await;
+        common::background::run(&self.maintenance).await;
     }
 
     async fn release(&self) {

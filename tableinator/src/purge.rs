@@ -7,19 +7,15 @@
 use std::time::Duration;
 
 use common::DataType;
-use common::backoff::Backoff;
+use common::background::Work;
 use common::message::{self, ExtractionComplete};
 use common::sink::SinkError;
 use deadpool_postgres::{Pool, Transaction};
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use crate::connect::Lease;
 use crate::rows;
-
-/// How often to look for requests of replicas that died.
-const LOOK: Duration = Duration::from_secs(30);
 
 /// A database's clock that is behind the extractor's by more than this says nothing about which rows are stale; by less,
 /// the run's beginning is moved.
@@ -61,26 +57,15 @@ impl Purges {
         self.requested.notify_one();
         Ok(())
     }
+}
 
-    /// Does what was asked for, for ever.
-    pub async fn run(&self) {
-        let mut backoff = Backoff::outage();
-        loop {
-            match self.next().await {
-                Ok(true) => backoff = Backoff::outage(),
-                Ok(false) => {
-                    // Woken by a signal, or by the clock: then another replica may have left something.
-                    let _ = timeout(LOOK, self.requested.notified()).await;
-                }
-                Err(e) => {
-                    warn!(code = e.code, error = e.message, "🧹 Purge failed, trying again");
-                    sleep(backoff.pause()).await;
-                }
-            }
-        }
+impl Work for Purges {
+    const NAME: &str = "Purge";
+
+    fn requested(&self) -> &Notify {
+        &self.requested
     }
 
-    /// Does one requested purge. False if there is none.
     async fn next(&self) -> Result<bool, SinkError> {
         let mut lease = Lease::take(&self.pool).await?;
         let outcome = claim_and_purge(lease.client()?, self.max_fraction).await;

@@ -137,7 +137,7 @@ impl Sink for PostgresSink {
     }
 
     async fn background(&self) {
-        self.purges.run().await;
+        common::background::run(&self.purges).await;
     }
 
     async fn release(&self) {} // a purge's lock goes with its connection

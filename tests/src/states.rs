@@ -8,7 +8,7 @@ use futures_util::TryStreamExt;
 use serde_json::{Map, Value, json};
 
 use crate::oracle::{
-    Expected, Messages, Nodes, Rel, Rels, Row, TYPES, Tables, as_jsonb, canonical, exact_json, key_name, set_statistics,
+    Expected, Messages, Nodes, Rel, Rels, Row, TYPES, Tables, as_jsonb, canonical, exact_json, key_name,
 };
 
 /// Any error.
@@ -16,8 +16,6 @@ pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
 const LABELS: [&str; 7] = ["Artist", "Label", "Master", "Release", "Genre", "Style", "Person"];
 const KINDS: &str = "MEMBER_OF|ALIAS_OF|SUBLABEL_OF|BY|ON|DERIVED_FROM|IS|PART_OF|CREDITED_ON|SAME_AS";
-/// Relationships that updates never pruned in the predecessors.
-const NEVER_PRUNED: [&str; 6] = ["MEMBER_OF", "ALIAS_OF", "SUBLABEL_OF", "CREDITED_ON", "PART_OF", "SAME_AS"];
 
 /// The rows of the four tables, `updated_at` aside.
 ///
@@ -153,18 +151,6 @@ fn each_line(dir: &Path, name: &str, mut take: impl FnMut(Value) -> Option<()>) 
     Ok(())
 }
 
-/// What the graph may hold besides the expected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Allowed {
-    /// Nothing.
-    Nothing,
-    /// What an update of an older month leaves behind as long as nothing prunes it: nodes of records that vanished, stubs and
-    /// persons that nothing refers to; the outgoing relationships of such nodes; and relationships of the types `MEMBER_OF`,
-    /// `ALIAS_OF`, `SUBLABEL_OF`, `CREDITED_ON`, `PART_OF` and `SAME_AS`. A vanished record that others still refer to may keep
-    /// its properties. Statistics, where expected, must be those of the graph as it is.
-    LeftoversOfUpdates,
-}
-
 /// Compares all tables.
 ///
 /// # Errors
@@ -186,56 +172,17 @@ pub fn compare_tables(actual: &Tables, expected: &Tables) -> Result<(), String> 
 ///
 /// # Errors
 /// How they differ, for a person to read.
-pub fn compare_graph(
-    actual_nodes: &Nodes,
-    actual_rels: &Rels,
-    expected: &Expected,
-    allow: &Allowed,
-) -> Result<(), String> {
-    let with_leftovers;
-    let (nodes, rels) = match allow {
-        Allowed::Nothing => (&expected.nodes, &expected.rels),
-        Allowed::LeftoversOfUpdates => {
-            with_leftovers = add_leftovers(actual_nodes, actual_rels, expected);
-            (&with_leftovers.0, &with_leftovers.1)
-        }
-    };
+pub fn compare_graph(actual_nodes: &Nodes, actual_rels: &Rels, expected: &Expected) -> Result<(), String> {
     let mut report = Report::default();
     let name = |(label, key): &(String, String)| (format!("{label} nodes"), format!("{label} {key}"));
-    report.compare(actual_nodes, nodes, name, Value::clone);
-    for rel in rels.difference(actual_rels) {
+    report.compare(actual_nodes, &expected.nodes, name, Value::clone);
+    for rel in expected.rels.difference(actual_rels) {
         report.add("missing", format!("{} relationships", rel.kind), || show(rel));
     }
-    for rel in actual_rels.difference(rels) {
+    for rel in actual_rels.difference(&expected.rels) {
         report.add("unexpected", format!("{} relationships", rel.kind), || show(rel));
     }
     report.finish()
-}
-
-/// The expected graph and those parts of the actual one that [`Allowed::LeftoversOfUpdates`] allows.
-fn add_leftovers(actual_nodes: &Nodes, actual_rels: &Rels, expected: &Expected) -> (Nodes, Rels) {
-    let (mut nodes, mut rels) = (expected.nodes.clone(), expected.rels.clone());
-    let mut vanished = BTreeSet::new();
-    let is_record = |props: &Value| props.get("sha256").is_some();
-    for (node, props) in actual_nodes {
-        match expected.nodes.get(node) {
-            None => _ = nodes.insert(node.clone(), props.clone()),
-            Some(stub) if is_record(props) && key_name(&node.0) == "id" && !is_record(stub) => {
-                let known = [props, stub].into_iter().filter_map(Value::as_object).flatten();
-                nodes.insert(node.clone(), known.map(|(name, value)| (name.clone(), value.clone())).collect());
-            }
-            Some(_) => continue,
-        }
-        vanished.insert(node.clone());
-    }
-    let leftover = |rel: &&Rel| {
-        NEVER_PRUNED.contains(&&*rel.kind) || vanished.contains(&(rel.from_label.clone(), rel.from_key.clone()))
-    };
-    rels.extend(actual_rels.iter().filter(leftover).cloned());
-    if expected.nodes.values().any(|props| props.get("release_count").is_some()) {
-        set_statistics(&mut nodes, &rels);
-    }
-    (nodes, rels)
 }
 
 fn show(rel: &Rel) -> String {
@@ -366,65 +313,9 @@ mod tests {
             let rows: usize = stored.tables.values().map(BTreeMap::len).sum();
             println!("{month}: {rows} rows, {} nodes, {} relationships", stored.nodes.len(), stored.rels.len());
             compare_tables(&computed.tables, &stored.tables).unwrap_or_else(|e| panic!("{month}: {e}"));
-            compare_graph(&computed.nodes, &computed.rels, &stored, &Allowed::Nothing)
-                .unwrap_or_else(|e| panic!("{month}: {e}"));
+            compare_graph(&computed.nodes, &computed.rels, &stored).unwrap_or_else(|e| panic!("{month}: {e}"));
             assert!(computed == stored && rows > 4000 && stored.nodes.len() > 20_000 && stored.rels.len() > 20_000);
         }
-    }
-
-    #[test]
-    fn an_older_month_s_leftovers() {
-        let Some(dir) = golden_dir("the oracle") else { return };
-        // What loading 20260501 over 20260401 leaves without any pruning of what is allowed.
-        let (old, new) =
-            (expected(&load_messages(&dir.join("messages"), MONTHS[1]).expect("messages")), computed(&dir, MONTHS[2]));
-        let (mut nodes, mut rels) = (old.nodes.clone(), new.rels.clone());
-        for (node, props) in &new.nodes {
-            let stub_of_a_record =
-                props.get("sha256").is_none() && nodes.get(node).is_some_and(|p| p.get("sha256").is_some());
-            if !stub_of_a_record {
-                nodes.insert(node.clone(), props.clone());
-            }
-        }
-        let gone = |rel: &&Rel| {
-            let is_record = |nodes: &Nodes| {
-                nodes.get(&(rel.from_label.clone(), rel.from_key.clone())).is_some_and(|p| p.get("sha256").is_some())
-            };
-            NEVER_PRUNED.contains(&&*rel.kind) || is_record(&old.nodes) && !is_record(&new.nodes)
-        };
-        rels.extend(old.rels.iter().filter(gone).cloned());
-        set_statistics(&mut nodes, &rels);
-        assert!(compare_graph(&nodes, &rels, &new, &Allowed::Nothing).is_err());
-        compare_graph(&nodes, &rels, &new, &Allowed::LeftoversOfUpdates).expect("only leftovers");
-
-        let fails = |nodes: &Nodes, rels: &Rels, with: &str| {
-            let error = compare_graph(nodes, rels, &new, &Allowed::LeftoversOfUpdates).expect_err(with);
-            assert!(error.contains(with), "{with}: {error}");
-        };
-        for kind in ["BY", "ON", "IS", "DERIVED_FROM", "SAME_AS", "MEMBER_OF"] {
-            let mut rels = rels.clone();
-            let lost = new.rels.iter().find(|r| r.kind == kind).expect("one").clone();
-            rels.remove(&lost);
-            fails(&nodes, &rels, &format!("1 missing {kind} relationships"));
-        }
-        let mut more = rels.clone();
-        let mut edge = new.rels.iter().find(|r| r.kind == "BY" && r.from_label == "Release").expect("one").clone();
-        edge.to_key = "10".to_owned();
-        more.insert(edge);
-        fails(&nodes, &more, "1 unexpected BY relationships");
-        let stats = nodes.clone();
-        let key = ("Genre".to_owned(), "Rock".to_owned());
-        let change = |name: &str, key: &(String, String)| {
-            let mut nodes = stats.clone();
-            nodes.get_mut(key).expect("node")[name] = json!(1);
-            nodes
-        };
-        fails(&change("release_count", &key), &rels, "Rock: /release_count is 1, expected ");
-        let live = new.nodes.iter().find(|(k, p)| k.0 == "Release" && p.get("sha256").is_some()).expect("one").0;
-        fails(&change("title", live), &rels, "/title is 1, expected \"");
-        let mut fewer = nodes.clone();
-        fewer.remove(live);
-        fails(&fewer, &rels, "1 missing Release nodes");
     }
 
     fn small() -> Expected {
@@ -457,9 +348,7 @@ mod tests {
                 .starts_with("1 different labels rows, 2 unexpected artists rows")
         );
 
-        let compare = |state: &Expected| {
-            compare_graph(&state.nodes, &state.rels, &small(), &Allowed::Nothing).expect_err("different")
-        };
+        let compare = |state: &Expected| compare_graph(&state.nodes, &state.rels, &small()).expect_err("different");
         let mut state = small();
         let parent = ("Label".to_owned(), "2".to_owned());
         state.nodes.get_mut(&parent).expect("node")["name"] = json!("P");

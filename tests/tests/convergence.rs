@@ -5,7 +5,7 @@ use std::time::Duration;
 use common::DataType;
 use integration_tests::oracle::{self, Messages};
 use integration_tests::stage::{run_graph_maintained, services, settled};
-use integration_tests::states::{self, Allowed};
+use integration_tests::states;
 use integration_tests::{Error, Stage};
 use neo4rs::{Graph, query};
 use xtask::process::Worker;
@@ -62,7 +62,7 @@ impl Updates {
         let expected = oracle::expected(messages);
         let expected = if maintained { oracle::maintained(&expected) } else { expected };
         let (nodes, rels) = states::read_graph(&self.graph).await?;
-        Ok(states::compare_graph(&nodes, &rels, &expected, &Allowed::Nothing)?)
+        Ok(states::compare_graph(&nodes, &rels, &expected)?)
     }
 
     async fn end(self) -> Result<(), Error> {

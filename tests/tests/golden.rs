@@ -5,7 +5,7 @@ use std::time::Duration;
 use common::DataType;
 use integration_tests::oracle::{self, Expected, Messages};
 use integration_tests::stage::{by_type, run_maintained, services, settled};
-use integration_tests::states::{self, Allowed};
+use integration_tests::states;
 use integration_tests::{Error, Stage};
 use tokio::time::{Instant, sleep};
 use xtask::process::Worker;
@@ -49,7 +49,7 @@ fn months(test: &str) -> Result<Vec<Month>, Error> {
         let golden = states::load_expected(&dir.join("states").join(version))?;
         let same = if version == "20260501" { &month.maintained } else { &month.expected };
         states::compare_tables(&same.tables, &golden.tables)?;
-        states::compare_graph(&same.nodes, &same.rels, &golden, &Allowed::Nothing)?;
+        states::compare_graph(&same.nodes, &same.rels, &golden)?;
         months.push(month);
     }
     Ok(months)
@@ -62,7 +62,7 @@ async fn assert_tables(stage: &Stage, expected: &Expected) -> Result<(), Error> 
 
 async fn assert_graph(expected: &Expected) -> Result<(), Error> {
     let (nodes, rels) = states::read_graph(&services().neo4j()?).await?;
-    Ok(states::compare_graph(&nodes, &rels, expected, &Allowed::Nothing)?)
+    Ok(states::compare_graph(&nodes, &rels, expected)?)
 }
 
 async fn assert_no_dead_letters(stage: &Stage) -> Result<(), Error> {

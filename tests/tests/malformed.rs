@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::DataType;
 use integration_tests::oracle::{self, Messages};
 use integration_tests::stage::{PATIENT, by_type, controlled, services, settled, stop_clean};
-use integration_tests::states::{self, Allowed};
+use integration_tests::states;
 use integration_tests::{Error, Stage};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -340,7 +340,7 @@ async fn assert_tables(stage: &Stage, messages: &Messages) -> Result<(), Error> 
 async fn assert_graph(messages: &Messages) -> Result<(), Error> {
     let expected = oracle::expected(messages);
     let (nodes, rels) = states::read_graph(&services().neo4j()?).await?;
-    Ok(states::compare_graph(&nodes, &rels, &expected, &Allowed::Nothing)?)
+    Ok(states::compare_graph(&nodes, &rels, &expected)?)
 }
 
 async fn dead_bodies(stage: &Stage, worker: &str, t: DataType) -> Result<Vec<String>, Error> {
@@ -699,8 +699,8 @@ async fn taken(name: &str, controls: &[String]) -> Result<(), Error> {
     // The signals of a run that has no version may or may not have led to statistics by now.
     let (nodes, rels) = states::read_graph(&services().neo4j()?).await?;
     let expected = oracle::expected(&messages);
-    states::compare_graph(&nodes, &rels, &oracle::maintained(&expected), &Allowed::Nothing)
-        .or_else(|_| states::compare_graph(&nodes, &rels, &expected, &Allowed::Nothing))?;
+    states::compare_graph(&nodes, &rels, &oracle::maintained(&expected))
+        .or_else(|_| states::compare_graph(&nodes, &rels, &expected))?;
     stage.clean_up().await
 }
 

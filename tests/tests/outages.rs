@@ -6,7 +6,7 @@ use std::time::Duration;
 use common::DataType;
 use integration_tests::oracle::{self, Expected, Messages};
 use integration_tests::stage::{by_type, services, settled};
-use integration_tests::states::{self, Allowed};
+use integration_tests::states;
 use integration_tests::{Error, Job, Stage};
 use xtask::process::Worker;
 use xtask::sample::{self, Spec};
@@ -65,7 +65,7 @@ impl Load {
             states::compare_tables(&actual, &self.expected.tables)?;
         } else {
             let (nodes, rels) = states::read_graph(&services().neo4j()?).await?;
-            states::compare_graph(&nodes, &rels, &self.expected, &Allowed::Nothing)?;
+            states::compare_graph(&nodes, &rels, &self.expected)?;
         }
         stage.clean_up().await
     }

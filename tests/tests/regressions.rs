@@ -9,7 +9,7 @@ use common::DataType;
 use integration_tests::oracle::{self, Messages};
 use integration_tests::proxy::Proxy;
 use integration_tests::stage::{by_type, controlled, services, settled, stop_clean};
-use integration_tests::states::{self, Allowed};
+use integration_tests::states;
 use integration_tests::{Error, Stage};
 use neo4rs::{Graph, query};
 use serde_json::{Value, json};
@@ -290,7 +290,7 @@ async fn record_by_record_the_graph_is_the_same() -> Result<(), Error> {
     settled(&mut worker, count).await?;
     assert_eq!(worker.metric("batches_total", &[]), count as f64);
     let (nodes, rels) = states::read_graph(&services().neo4j()?).await?;
-    states::compare_graph(&nodes, &rels, &oracle::expected(&messages), &Allowed::Nothing)?;
+    states::compare_graph(&nodes, &rels, &oracle::expected(&messages))?;
     assert_no_dead_letters(&stage, "graphinator").await?;
     stop_clean(&stage, "graphinator", worker).await?;
     stage.clean_up().await

@@ -6,7 +6,7 @@ use common::DataType;
 use integration_tests::oracle::{self, Expected, Messages};
 use integration_tests::proxy::{Direction, Proxy};
 use integration_tests::stage::{PATIENT, run_maintained, services};
-use integration_tests::states::{self, Allowed};
+use integration_tests::states;
 use integration_tests::{Error, Stage};
 use tokio::time::{Instant, sleep};
 use xtask::process::Worker;
@@ -88,7 +88,7 @@ async fn assert_is(stage: &Stage, worker: &str, expected: &Expected) -> Result<(
         return Ok(states::compare_tables(&states::read_tables(&stage.postgres().await?).await?, &expected.tables)?);
     }
     let (nodes, rels) = states::read_graph(&services().neo4j()?).await?;
-    Ok(states::compare_graph(&nodes, &rels, expected, &Allowed::Nothing)?)
+    Ok(states::compare_graph(&nodes, &rels, expected)?)
 }
 
 #[tokio::test(flavor = "multi_thread")]

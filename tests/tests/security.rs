@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::DataType;
 use integration_tests::oracle::{self, Messages};
 use integration_tests::stage::{DeadLetter, PATIENT, binary, controlled, services, settled, stop_clean};
-use integration_tests::states::{self, Allowed};
+use integration_tests::states;
 use integration_tests::tls::{Certificates, Front};
 use integration_tests::{Error, Job, Stage};
 use lapin::BasicProperties;
@@ -555,7 +555,7 @@ async fn nothing_that_comes_from_outside_becomes_a_statement() -> Result<(), Err
     let expected = oracle::expected(&messages);
     states::compare_tables(&states::read_tables(&postgres).await?, &expected.tables)?;
     let (nodes, rels) = states::read_graph(&graph).await?;
-    states::compare_graph(&nodes, &rels, &expected, &Allowed::Nothing)?;
+    states::compare_graph(&nodes, &rels, &expected)?;
     assert_bystanders(&postgres).await?;
 
     // Control messages: their texts become keys in both databases.

@@ -382,11 +382,17 @@ impl Run {
             Neo4jKilled => services_script(&["kill", "neo4j"])?,
             Neo4jRestarted => services_script(&["stop", "neo4j"])?,
             TransactionsTerminated => {
-                let graph = services().neo4j()?;
-                for _ in 0..20 {
+                // Until one is hit, and long enough for that: they last milliseconds.
+                let (graph, before) = (services().neo4j()?, self.trace(fault, squad).await?);
+                self.links[squad].database.delay(Duration::from_millis(30));
+                for _ in 0..100 {
                     self.terminate_transactions(&graph).await?;
-                    sleep(Duration::from_millis(20)).await;
+                    if self.trace(fault, squad).await? > before {
+                        break;
+                    }
+                    sleep(Duration::from_millis(10)).await;
                 }
+                self.links[squad].database.delay(Duration::ZERO);
             }
             NodesLocked => {
                 let txn = lock_nodes(&services().neo4j()?).await?;
@@ -488,7 +494,9 @@ impl Run {
             ids.push(row.get("id")?);
         }
         if !ids.is_empty() {
-            graph.run(query("TERMINATE TRANSACTIONS $ids").param("ids", ids)).await?;
+            // Each is terminated when its row is fetched.
+            let mut rows = graph.execute(query("TERMINATE TRANSACTIONS $ids").param("ids", ids)).await?;
+            while rows.next().await?.is_some() {}
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ use xtask::services::script;
 use crate::oracle::{self, TYPES};
 use crate::proxy::Proxy;
 use crate::stage::{DeadLetter, services};
-use crate::states::{self, Allowed};
+use crate::states;
 use crate::{Error, Stage};
 use faults::{Fault, Held, Party};
 use plan::{Due, Plan};
@@ -333,7 +333,7 @@ impl Run {
                 // Two nodes of the same id, or two equal relationships, are an error of reading.
                 let (nodes, rels) = states::read_graph(&services().neo4j()?).await?;
                 judge_versions(name, &of_nodes(&nodes), &of_nodes(&expected.nodes), &mut totals, &mut complaints);
-                states::compare_graph(&nodes, &rels, &expected, &Allowed::Nothing)
+                states::compare_graph(&nodes, &rels, &expected)
             };
             if let Err(difference) = compared {
                 complaints.push(format!("{name}: {difference}"));
