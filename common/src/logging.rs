@@ -50,7 +50,7 @@ impl<S: Subscriber> Layer<S> for JsonLines {
         let metadata = normalized.as_ref().unwrap_or_else(|| event.metadata());
         let mut fields = Fields(Map::new());
         event.record(&mut fields);
-        if metadata.target().starts_with("lapin") && fields.0.get("error").is_some_and(|e| is_locked(e)) {
+        if metadata.target().starts_with("lapin") && fields.0.get("error").is_some_and(is_locked) {
             return; // another replica has the turn, which is as it should be
         }
         let mut line = fields.0;
