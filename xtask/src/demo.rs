@@ -116,7 +116,11 @@ fn worker(services: &Services, name: &str) -> Result<Worker, Error> {
     Worker::start(&binary(name)?, &env, &directory().join(format!("{name}.log")))
 }
 
-fn binary(name: &str) -> Result<PathBuf, Error> {
+/// Path of one of the project's binaries, built with this one.
+///
+/// # Errors
+/// If this one's path is unknown.
+pub fn binary(name: &str) -> Result<PathBuf, Error> {
     Ok(std::env::current_exe()?.with_file_name(name))
 }
 
@@ -168,7 +172,11 @@ fn dates_in(folder: &Path) -> Result<Vec<String>, Error> {
     if dates.is_empty() { Err(format!("{}: no dumps in it", folder.display()).into()) } else { Ok(dates) }
 }
 
-async fn empty(services: &Services) -> Result<(), Error> {
+/// Drops what earlier runs left in tables, graph and queues.
+///
+/// # Errors
+/// The servers' own.
+pub async fn empty(services: &Services) -> Result<(), Error> {
     let postgres = services.postgres(services.get("POSTGRES_DATABASE")).await?;
     let mut tables: Vec<&str> = DataType::ALL.iter().map(|t| t.name()).collect();
     tables.extend(["ingest_purges", "ingest_dead_letters"]);

@@ -22,7 +22,7 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Measure the extractor against reading alone and publishing alone
+    /// Measure extractor and workers against what the servers can give
     Bench(bench::Options),
     /// Break everything at random while both workers load, again and again, and count what was lost
     Soak(soak::Options),

@@ -38,6 +38,21 @@ pub fn next_month(spec: &Spec, changed: f64, removed: f64) -> Sample {
     month(&generate::Spec { seed: spec.seed, records: spec.records, month: 2, changed, removed })
 }
 
+/// About `count` messages of one type, as [`generate`] makes them.
+///
+/// # Errors
+/// If a record can't be a message.
+pub fn of_type(seed: u64, data_type: DataType, count: usize) -> Result<Vec<Vec<u8>>, crate::Error> {
+    let percent = match data_type {
+        DataType::Artists => 29,
+        DataType::Labels => 7,
+        DataType::Masters => 8,
+        DataType::Releases => 56,
+    };
+    let records = (count * 100).div_ceil(percent);
+    bodies(&generate::Spec { seed, records, month: 1, changed: 0.0, removed: 0.0 }, data_type)
+}
+
 fn month(spec: &generate::Spec) -> Sample {
     let bodies = |data_type| bodies(spec, data_type).unwrap_or_else(|e| panic!("generated {data_type}: {e}"));
     Sample {

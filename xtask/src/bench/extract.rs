@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: how fast the extractor is, against reading alone and publishing alone of the same bytes, in the
+//! How fast the extractor is, against reading alone and publishing alone of the same bytes, in the
 //! same run. Times vary with the machine and its neighbours; the ratio within a run is what counts.
 
 use std::path::Path;
@@ -19,51 +19,31 @@ use flate2::write::GzEncoder;
 use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions, QueuePurgeOptions};
 use tokio_util::sync::CancellationToken;
 
+use super::{Options, Spread, directory};
 use crate::Error;
 use crate::demo::step;
 use crate::sample::each_message;
-use crate::services::{Services, root};
-
-/// What to measure.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Options {
-    /// Releases in the generated dump; there are twice as many artists
-    #[arg(long, default_value_t = 20_000)]
-    releases: usize,
-    /// Rounds; the medians are told
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-}
+use crate::services::Services;
 
 /// Prefix of the exchanges and queues.
 const PREFIX: &str = "bench-extract";
 /// Every message is copied for each of them, as it is in use.
 const WORKERS: [&str; 2] = ["graphinator", "tableinator"];
 
-/// Runs the measurement.
+/// Measures it and prints the rates.
 ///
 /// # Errors
 /// Whatever went wrong.
-pub fn run(options: &Options) -> Result<(), Error> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(bench(options))
-}
-
-async fn bench(options: &Options) -> Result<(), Error> {
-    let services = Services::up()?;
-    let directory = root().join("target/bench");
-    std::fs::create_dir_all(&directory)?;
+pub async fn run(services: &Services, options: &Options) -> Result<(), Error> {
+    let directory = directory()?;
     let env = services.0.clone().into_iter().chain([("DISCOGS_EXCHANGE_PREFIX".to_owned(), PREFIX.to_owned())]);
     let (config, _) = extractor::config::read(Env::from_values(&extractor::config::TABLES, env))?;
-    println!("records/s, median of {} rounds (all rounds: lowest to highest)", options.rounds);
-    for (data_type, records) in
-        [(DataType::Releases, options.releases * 100 / 56), (DataType::Artists, options.releases * 200 / 29)]
-    {
-        let input = input(&directory, data_type, records)?;
+    for (data_type, records) in [(DataType::Releases, 35_000), (DataType::Artists, 137_000)] {
+        let input = input(&directory, data_type, options.scaled(records))?;
         let bodies = bodies(&input)?;
         let bytes: usize = bodies.iter().map(Vec::len).sum();
-        step(&format!("{} {data_type}, {} bytes of JSON each", bodies.len(), bytes / bodies.len().max(1)));
-        let queues = Queues::declare(&services, data_type).await?;
+        step(&format!("extractor: {} {data_type}, {} bytes of JSON each", bodies.len(), bytes / bodies.len().max(1)));
+        let queues = Queues::declare(services, data_type).await?;
         let mut rates = [Vec::new(), Vec::new(), Vec::new()];
         for _ in 0..options.rounds {
             let started = Instant::now();
@@ -79,15 +59,18 @@ async fn bench(options: &Options) -> Result<(), Error> {
             queues.purge().await?;
         }
         queues.delete().await?;
-        let [read, published, whole] = rates.map(spread);
-        for (what, (median, lowest, highest)) in [
-            ("dump to messages, not published", read),
-            ("those messages published, from memory", published),
-            ("dump to broker", whole),
+        let [read, published, whole] = rates.map(Spread::of);
+        for (what, rate) in [
+            ("dump to messages, not published", &read),
+            ("those messages published, from memory", &published),
+            ("dump to broker", &whole),
         ] {
-            println!("   {what:<40}{median:>9.0}   ({lowest:.0} to {highest:.0})");
+            println!("   {what:<40}{rate}");
         }
-        println!("   dump to broker, against the slower of the two: {:.2}", whole.0 / read.0.min(published.0));
+        println!(
+            "   dump to broker, against the slower of the two: {:.2}",
+            whole.median / read.median.min(published.median)
+        );
     }
     Ok(())
 }
@@ -199,11 +182,4 @@ impl Queues {
         }
         Ok(())
     }
-}
-
-/// Median, lowest and highest.
-fn spread(mut rates: Vec<f64>) -> (f64, f64, f64) {
-    rates.sort_by(f64::total_cmp);
-    let at = |i: usize| rates.get(i).copied().unwrap_or_default();
-    (at(rates.len() / 2), at(0), at(rates.len().saturating_sub(1)))
 }

@@ -1,0 +1,169 @@
+//! How fast a worker drains a preloaded queue, what processor time that takes where, and how that compares with the limit that
+//! broker and database set.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use common::amqp::declare;
+use common::{DataType, Topology};
+use lapin::options::QueuePurgeOptions;
+use tokio::time::sleep;
+
+use super::{Options, Spread, cpu, directory};
+use crate::Error;
+use crate::demo::{self, step};
+use crate::feed;
+use crate::process::Worker;
+use crate::sample;
+use crate::services::Services;
+
+/// Prefix of the exchanges and queues.
+const PREFIX: &str = "bench-drain";
+/// Longest wait for a drain.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// How many records of a type a round takes, so that it lasts some seconds.
+fn records(worker: &str, data_type: DataType) -> usize {
+    match (worker, data_type) {
+        ("tableinator", DataType::Releases) => 40_000,
+        ("tableinator", DataType::Artists) => 100_000,
+        ("tableinator", _) => 60_000,
+        (_, DataType::Releases) => 12_000,
+        _ => 30_000,
+    }
+}
+
+/// Microseconds of processor time per record, and the worker's memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cost {
+    /// The worker's.
+    pub worker: f64,
+    /// The broker's.
+    pub broker: f64,
+    /// The database's.
+    pub database: f64,
+    /// Largest resident memory of the worker in MiB.
+    pub memory: f64,
+}
+
+/// One drain.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Drained {
+    /// Records a second, from the first delivery to the last commit.
+    pub rate: f64,
+    /// What it cost.
+    pub cost: Cost,
+}
+
+/// A worker, a type, and a queue that can be filled again and again.
+pub struct Bench<'a> {
+    services: &'a Services,
+    worker: &'static str,
+    topology: Topology,
+    channel: lapin::Channel,
+    bodies: Vec<Vec<u8>>,
+    servers: [u32; 2],
+}
+
+impl<'a> Bench<'a> {
+    /// Generates the records.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn new(
+        services: &'a Services,
+        worker: &'static str,
+        data_type: DataType,
+        records: usize,
+    ) -> Result<Self, Error> {
+        let channel = services.broker().await?.create_channel().await?;
+        let topology = Topology::new(PREFIX, worker, data_type);
+        declare(&channel, &topology).await?;
+        let database = if worker == "tableinator" { "postgres" } else { "neo4j" };
+        let servers = [cpu::service("rabbitmq")?, cpu::service(database)?];
+        let bodies = sample::of_type(7, data_type, records)?;
+        Ok(Bench { services, worker, topology, channel, bodies, servers })
+    }
+
+    /// Puts every record into the queue, and nothing else.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn fill(&self) -> Result<(), Error> {
+        self.channel.queue_purge(self.topology.queue.as_str().into(), QueuePurgeOptions::default()).await?;
+        let channel = self.services.broker().await?.create_channel().await?;
+        feed::publish(&channel, &self.topology.data_exchange, &self.bodies).await?;
+        Ok(())
+    }
+
+    /// Lets a worker drain the queue.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub async fn drain(&self, binary: &Path, settings: &[(&str, &str)]) -> Result<Drained, Error> {
+        self.fill().await?;
+        let mut env: BTreeMap<String, String> = self.services.0.clone();
+        env.insert("DISCOGS_EXCHANGE_PREFIX".to_owned(), PREFIX.to_owned());
+        env.insert("LOG_LEVEL".to_owned(), "WARNING".to_owned());
+        env.extend(settings.iter().map(|(name, value)| (name.to_string(), value.to_string())));
+        let mut worker = Worker::start(binary, &env, &directory()?.join(format!("{}.log", self.worker)))?;
+        let count = self.bodies.len() as f64;
+        worker.until("at work", PATIENCE, |w| w.metric("records_received_total", &[]) > 0.0).await?;
+        let (before, started, done) = (self.spent(&worker), Instant::now(), committed(&worker));
+        while committed(&worker) < count {
+            if started.elapsed() > PATIENCE {
+                return Err(format!("{} did not drain its queue", self.worker).into());
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        let (seconds, after) = (started.elapsed().as_secs_f64(), self.spent(&worker));
+        let records = count - done;
+        let cost = |i: usize| (after[i] - before[i]) * 1e6 / records;
+        let memory = cpu::peak_mib(worker.pid());
+        worker.stop().await?;
+        Ok(Drained {
+            rate: records / seconds,
+            cost: Cost { worker: cost(0), broker: cost(1), database: cost(2), memory },
+        })
+    }
+
+    fn spent(&self, worker: &Worker) -> [f64; 3] {
+        [worker.pid(), self.servers[0], self.servers[1]].map(cpu::seconds)
+    }
+}
+
+fn committed(worker: &Worker) -> f64 {
+    worker.metric("records_committed_total", &[])
+}
+
+/// Measures a worker over all types: first load, then the same records again.
+///
+/// # Errors
+/// Whatever went wrong.
+pub async fn run(services: &Services, options: &Options, worker: &'static str) -> Result<(), Error> {
+    step(&format!("{worker}: records/s; processor time per record in the worker, the broker and the database; memory"));
+    let binary = demo::binary(worker)?;
+    for data_type in DataType::ALL {
+        let bench = Bench::new(services, worker, data_type, options.scaled(records(worker, data_type))).await?;
+        let (mut first, mut unchanged) = (Vec::new(), Vec::new());
+        for _ in 0..options.rounds {
+            demo::empty(services).await?;
+            first.push(bench.drain(&binary, &[]).await?);
+            unchanged.push(bench.drain(&binary, &[]).await?);
+        }
+        for (what, drained) in [("first load", first), ("unchanged", unchanged)] {
+            let rate = Spread::of(drained.iter().map(|d| d.rate).collect());
+            let median = |of: fn(&Cost) -> f64| Spread::of(drained.iter().map(|d| of(&d.cost)).collect()).median;
+            println!(
+                "   {:<9} {what:<11}{rate}   {:>5.1} + {:>5.1} + {:>6.1} µs   {:>4.0} MiB",
+                data_type.name(),
+                median(|c| c.worker),
+                median(|c| c.broker),
+                median(|c| c.database),
+                median(|c| c.memory),
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! `cargo xtask bench`: how fast everything is, from generated data, against real services. Times vary with the machine and
+//! its neighbours; ratios within a run are what counts.
+
+pub mod cpu;
+pub mod drain;
+pub mod extract;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::Error;
+use crate::services::{Services, build_binaries, root};
+
+/// What to measure.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Only these parts
+    #[arg(value_enum)]
+    parts: Vec<Part>,
+    /// Rounds; the medians are told
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Factor on all numbers of records
+    #[arg(long, default_value_t = 1.0)]
+    scale: f64,
+}
+
+/// What can be measured alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// Dump to broker
+    Extractor,
+    /// Queue to PostgreSQL
+    Tableinator,
+    /// Queue to Neo4j
+    Graphinator,
+}
+
+impl Options {
+    fn scaled(&self, records: usize) -> usize {
+        ((records as f64 * self.scale) as usize).max(1)
+    }
+
+    fn includes(&self, part: Part) -> bool {
+        self.parts.is_empty() || self.parts.contains(&part)
+    }
+}
+
+/// Runs the measurement.
+///
+/// # Errors
+/// Whatever went wrong.
+pub fn run(options: &Options) -> Result<(), Error> {
+    build_binaries()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let services = Services::up()?;
+        println!("records/s, median of {} rounds (lowest to highest)", options.rounds);
+        if options.includes(Part::Extractor) {
+            extract::run(&services, options).await?;
+        }
+        for (part, worker) in [(Part::Tableinator, "tableinator"), (Part::Graphinator, "graphinator")] {
+            if options.includes(part) {
+                drain::run(&services, options, worker).await?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Where files of a run go.
+fn directory() -> Result<PathBuf, Error> {
+    let directory = root().join("target/bench");
+    std::fs::create_dir_all(&directory)?;
+    Ok(directory)
+}
+
+/// Median, lowest and highest of some values.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spread {
+    /// The one in the middle.
+    pub median: f64,
+    /// The lowest.
+    pub lowest: f64,
+    /// The highest.
+    pub highest: f64,
+}
+
+impl Spread {
+    /// Of these values; zeros if there are none.
+    pub fn of(mut values: Vec<f64>) -> Spread {
+        values.sort_by(f64::total_cmp);
+        let at = |i: usize| values.get(i).copied().unwrap_or_default();
+        Spread { median: at(values.len() / 2), lowest: at(0), highest: at(values.len().saturating_sub(1)) }
+    }
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:>9.0}   ({:.0} to {:.0})", self.median, self.lowest, self.highest)
+    }
+}
