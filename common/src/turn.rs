@@ -20,7 +20,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::amqp::{Broker, BrokerError, answered};
+use crate::amqp::{Broker, BrokerError, answered, declare};
 use crate::data_type::{DataType, Topology};
 
 /// How often a waiting replica asks for its turn, and one second more for each queue that it consumes already: who has
@@ -208,13 +208,12 @@ async fn ask(channel: &Channel, topology: &Topology, count: usize) -> Result<(),
 /// Consumers that the broker still counts.
 async fn consumers(broker: &Broker, topology: &Topology) -> Result<u32, BrokerError> {
     let channel = broker.channel().await?;
+    declare(&channel, topology).await?;
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     let declared = channel.queue_declare(topology.queue.as_str().into(), passive, FieldTable::default());
-    match answered(declared).await {
-        Ok(queue) => answered(channel.close(200, "looked".into())).await.map(|()| queue.consumer_count()),
-        Err(BrokerError::Amqp(e)) if is(&e, AMQPSoftError::NOTFOUND) => Ok(0),
-        Err(e) => Err(e),
-    }
+    let count = answered(declared).await?.consumer_count();
+    answered(channel.close(200, "looked".into())).await?;
+    Ok(count)
 }
 
 fn is(error: &lapin::Error, kind: AMQPSoftError) -> bool {

@@ -17,6 +17,11 @@ pub const VARIABLES: &[Variable] = &[
     variable("POSTGRES_BATCH_MODE", Value("true"), "false writes every record in a transaction of its own"),
     variable("POSTGRES_BATCH_SIZE", Value("500"), "records per batch"),
     variable("POSTGRES_BATCH_FLUSH_INTERVAL", Value("2.0"), "seconds from a batch's first record to its flush"),
+    variable(
+        "POSTGRES_UNCHANGED",
+        Value("note"),
+        "how a record is marked that a run brings as it is: note (in ingest_seen), touch (updated_at of its row moves)",
+    ),
     variable("POSTGRES_WRITERS", Value("2"), "batches of one type that are written at the same time"),
     variable(
         "PURGE_MAX_DELETE_FRACTION",
@@ -42,6 +47,15 @@ pub const HEALTH_PORT: u16 = 8002;
 /// Everything that `--help` lists.
 pub const TABLES: [&[Variable]; 3] = [common::config::BROKER, common::config::COMMON, VARIABLES];
 
+/// How a record is marked as seen that the table has already, as it is. Both keep a purge from deleting its row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unchanged {
+    /// Its id is noted in `ingest_seen`; the row stays as it is, `updated_at` too.
+    Note,
+    /// `updated_at` of its row moves, which writes the row and an entry in each of its indexes anew.
+    Touch,
+}
+
 /// How to reach and use the database.
 #[derive(Clone, Debug)]
 pub struct PostgresConfig {
@@ -61,6 +75,8 @@ pub struct PostgresConfig {
     pub ca_pem: Option<String>,
     /// Most connections.
     pub pool_size: usize,
+    /// How unchanged records are marked as seen.
+    pub unchanged: Unchanged,
     /// Share of a table from which a purge is vetoed.
     pub purge_max_delete_fraction: f64,
 }
@@ -89,10 +105,22 @@ pub fn read(mut env: Env) -> Result<((Config, PostgresConfig), Vec<String>), Con
         tls: env.flag("POSTGRES_TLS_ENABLED"),
         ca_pem: env.file("POSTGRES_TLS_CA_FILE"),
         pool_size: env.number("POSTGRES_POOL_MAX_SIZE", 1..=1000),
+        unchanged: unchanged(&mut env),
         purge_max_delete_fraction: env.number("PURGE_MAX_DELETE_FRACTION", 0.0..=1.0),
     };
     common.transactions = postgres.pool_size.saturating_sub(SPARE_CONNECTIONS).max(1);
     env.finish((common, postgres))
+}
+
+fn unchanged(env: &mut Env) -> Unchanged {
+    match env.text("POSTGRES_UNCHANGED").as_str() {
+        "note" => Unchanged::Note,
+        "touch" => Unchanged::Touch,
+        other => {
+            env.problem(format!("POSTGRES_UNCHANGED is {other:?}: give note or touch"));
+            Unchanged::Note
+        }
+    }
 }
 
 /// Splits a port off a host. `None` if the port is no number. (A missing host was reported as missing already.)

@@ -16,6 +16,6 @@ fn main() -> ExitCode {
     };
     cli::main(worker, |common, postgres| {
         let pool = connect::pool(&postgres, common.write_timeout)?;
-        Ok(PostgresSink::new(pool, common.schema, postgres.purge_max_delete_fraction))
+        Ok(PostgresSink::new(pool, common.schema, &postgres))
     })
 }

@@ -192,15 +192,39 @@ async fn purge(
         // Their rows look stale only because they could not be written.
         return Ok(Outcome::Skipped("records were dead-lettered in this run"));
     }
-    let counts = format!("SELECT count(*), count(*) FILTER (WHERE updated_at < $1) FROM {table}");
-    let counts = transaction.query_one(&counts, &[&started]).await?;
-    let (total, stale): (i64, i64) = (counts.get(0), counts.get(1));
-    if stale == 0 {
-        return Ok(Outcome::Deleted(0));
-    }
-    if stale as f64 / total as f64 >= max_fraction {
+    let seen =
+        "WITH seen AS MATERIALIZED (SELECT unnest(ids) AS data_id FROM ingest_seen WHERE data_type = $2 AND at >= $1)";
+    let unseen = "t.updated_at < $1 AND NOT EXISTS (SELECT FROM seen WHERE seen.data_id = t.data_id)";
+    // Finding them may take minutes, in which records are written as always.
+    transaction.batch_execute("CREATE TEMPORARY TABLE ingest_stale (data_id text NOT NULL) ON COMMIT DROP").await?;
+    let find = format!("{seen} INSERT INTO ingest_stale SELECT t.data_id FROM {table} AS t WHERE {unseen}");
+    let stale = transaction.execute(&find, &[&started, &table.name()]).await?;
+    let stale = i64::try_from(stale).unwrap_or(i64::MAX);
+    let total: i64 = transaction.query_one(&format!("SELECT count(*) FROM {table}"), &[]).await?.get(0);
+    if stale > 0 && stale as f64 / total as f64 >= max_fraction {
         return Ok(Outcome::Vetoed { stale, total });
     }
-    let deleted = transaction.execute(&format!("DELETE FROM {table} WHERE updated_at < $1"), &[&started]).await?;
+    // A note locks no row. So no batch may be under way that has found one of these rows unchanged, while they go.
+    transaction.batch_execute(&leave(table)).await?;
+    let delete =
+        format!("{seen} DELETE FROM {table} AS t USING ingest_stale AS s WHERE t.data_id = s.data_id AND {unseen}");
+    let deleted = transaction.execute(&delete, &[&started, &table.name()]).await?;
+    // Every row that is left was written or seen since then, so nobody needs older notes: not this run, should it be
+    // announced again, not an earlier one that is announced late, and not the next one.
+    transaction.execute("DELETE FROM ingest_seen WHERE data_type = $1 AND at < $2", &[&table.name(), &started]).await?;
     Ok(Outcome::Deleted(i64::try_from(deleted).unwrap_or(i64::MAX)))
+}
+
+/// First key of the advisory locks that batches and purges of a type take against each other. ("ings" in ASCII.)
+const LOCK: i32 = 0x69_6e_67_73;
+
+/// The statement by which a batch keeps purges of its type away until it is committed. It must be complete before the
+/// next one takes its snapshot.
+pub fn enter(table: DataType) -> String {
+    format!("SELECT pg_advisory_xact_lock_shared({LOCK}, {})", table.index())
+}
+
+/// The statement by which a purge keeps batches of its type away. It does not wait for long: new ones would wait behind it.
+fn leave(table: DataType) -> String {
+    format!("SET LOCAL lock_timeout = '3s'; SELECT pg_advisory_xact_lock({LOCK}, {})", table.index())
 }

@@ -67,6 +67,8 @@ fn objects() -> Vec<Object> {
              requested_at TIMESTAMPTZ NOT NULL DEFAULT NOW(), finished_at TIMESTAMPTZ, outcome TEXT, deleted BIGINT, \
              PRIMARY KEY (data_type, version, started_at)",
         ),
+        // Records that a run brought as they were: a narrow note for each batch, instead of a new version of each row.
+        ("ingest_seen", "data_type TEXT NOT NULL, at TIMESTAMPTZ NOT NULL DEFAULT NOW(), ids TEXT[] NOT NULL"),
     ] {
         objects
             .push(Object { name: name.to_owned(), create: format!("CREATE TABLE IF NOT EXISTS {name} ({columns})") });

@@ -1,6 +1,7 @@
-//! A batch in PostgreSQL: touch what is unchanged, COPY the rest into the connection's staging table, one upsert.
+//! A batch in PostgreSQL: ids and hashes first; a note for what is unchanged; COPY into the table for what is new; COPY into the
+//! connection's staging table and one upsert for what changed.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::pin::pin;
 use std::time::Instant;
 
@@ -13,9 +14,13 @@ use common::turn::Claim;
 use common::year;
 use deadpool_postgres::{Pool, Transaction};
 use futures_util::SinkExt;
+use futures_util::future::join;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
 
+use crate::config::{PostgresConfig, Unchanged};
 use crate::connect::Lease;
-use crate::purge::Purges;
+use crate::purge::{Purges, enter};
 use crate::rows::{self, Year};
 use crate::schema;
 
@@ -23,24 +28,33 @@ use crate::schema;
 pub struct PostgresSink {
     pool: Pool,
     schema: SchemaMode,
+    unchanged: Unchanged,
     purges: Purges,
 }
 
 impl PostgresSink {
     /// A sink that uses the pool; it connects on first use.
-    pub fn new(pool: Pool, schema: SchemaMode, purge_max_delete_fraction: f64) -> Self {
-        PostgresSink { purges: Purges::new(pool.clone(), purge_max_delete_fraction), pool, schema }
+    pub fn new(pool: Pool, schema: SchemaMode, config: &PostgresConfig) -> Self {
+        let purges = Purges::new(pool.clone(), config.purge_max_delete_fraction);
+        PostgresSink { purges, pool, schema, unchanged: config.unchanged }
     }
 }
 
-/// Marks rows as seen whose hash is the same, and returns their ids. An empty hash is never equal (contract, D.3).
-fn touch_statement(table: DataType) -> String {
+/// Which of these records the table has, and whether with the same hash. An empty hash is never equal (contract, D.3).
+fn known_statement(table: DataType) -> String {
     format!(
-        "/* tableinator touch */ UPDATE {table} AS t SET updated_at = NOW() \
-         FROM unnest($1::text[], $2::text[]) AS seen(id, hash) \
-         WHERE t.data_id = seen.id AND t.hash = seen.hash AND seen.hash <> '' RETURNING t.data_id"
+        "/* tableinator known */ SELECT t.data_id, t.hash = seen.hash AND seen.hash <> '' \
+         FROM unnest($1::text[], $2::text[]) AS seen(id, hash) JOIN {table} AS t ON t.data_id = seen.id"
     )
 }
+
+/// Marks rows as seen in themselves, and returns how many still have the same hash.
+fn touch_statement(table: DataType) -> String {
+    format!("/* tableinator touch */ UPDATE {table} SET updated_at = NOW() WHERE data_id = ANY($1::text[])")
+}
+
+/// Marks rows as seen beside the table.
+const NOTE: &str = "/* tableinator note */ INSERT INTO ingest_seen (data_type, ids) VALUES ($1, $2)";
 
 /// Moves the staged rows into the table. A row that got the same hash meanwhile is left alone. Returns the numbers of
 /// inserted and updated rows; xmax is 0 only in a row version that was inserted.
@@ -112,7 +126,12 @@ impl Sink for PostgresSink {
         claim: &Claim,
     ) -> Result<WriteReport, SinkError> {
         let mut lease = Lease::take(&self.pool).await?;
-        let outcome = write(lease.client()?, data_type, batch, claim).await;
+        let client = lease.client()?;
+        let mut outcome = write(client, data_type, batch, claim, self.unchanged, New::Copied).await;
+        if outcome.as_ref().is_err_and(|e| e.code() == Some(&SqlState::UNIQUE_VIOLATION)) {
+            // Somebody else inserted one of them after we had looked.
+            outcome = write(client, data_type, batch, claim, self.unchanged, New::Staged).await;
+        }
         lease.finish(outcome)?.ok_or_else(SinkError::fenced)
     }
 
@@ -147,21 +166,50 @@ impl Sink for PostgresSink {
 async fn rehearse(client: &mut deadpool_postgres::Client, data_type: DataType) -> Result<(), tokio_postgres::Error> {
     let transaction = client.transaction().await?;
     let nothing: [&str; 0] = [];
-    transaction.execute(&touch_statement(data_type), &[&&nothing[..], &&nothing[..]]).await?;
-    copy(&transaction, std::iter::empty()).await?;
+    transaction.batch_execute(&enter(data_type)).await?;
+    transaction.query(&known_statement(data_type), &[&&nothing[..], &&nothing[..]]).await?;
+    transaction.execute(&touch_statement(data_type), &[&&nothing[..]]).await?;
+    copy(&transaction, &copy_statement(data_type), [].into_iter()).await?;
+    copy(&transaction, STAGE, [].into_iter()).await?;
     transaction.query_one(&upsert_statement(data_type), &[]).await?;
     transaction.batch_execute("SELECT 1 FROM ingest_purges, ingest_dead_letters, ingest_owners LIMIT 0").await?;
+    transaction.batch_execute("INSERT INTO ingest_seen SELECT * FROM ingest_seen LIMIT 0").await?;
     transaction.commit().await
+}
+
+/// Binary COPY of id, hash and JSON into the connection's staging table.
+const STAGE: &str = "COPY ingest_staging FROM STDIN (FORMAT binary)";
+
+/// The same into the table itself; `updated_at` has its default.
+fn copy_statement(table: DataType) -> String {
+    format!("COPY {table} (data_id, hash, data) FROM STDIN (FORMAT binary)")
 }
 
 async fn copy<'a>(
     transaction: &Transaction<'_>,
+    statement: &str,
     records: impl Iterator<Item = &'a Record<Year>> + Clone,
-) -> Result<(), tokio_postgres::Error> {
-    let mut copy = pin!(transaction.copy_in("COPY ingest_staging FROM STDIN (FORMAT binary)").await?);
+) -> Result<u64, tokio_postgres::Error> {
+    let mut copy = pin!(transaction.copy_in(statement).await?);
     copy.send(rows::encode(records)).await?;
-    copy.finish().await?;
-    Ok(())
+    copy.finish().await
+}
+
+/// How records get into the table that it does not have yet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum New {
+    /// Straight.
+    Copied,
+    /// By way of the staging table, which bears that somebody else inserts them meanwhile.
+    Staged,
+}
+
+/// How a record stands with the table.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stand {
+    New,
+    Changed,
+    Unchanged,
 }
 
 /// The statements of one batch; `None` if the queue was claimed by somebody else, and nothing is written.
@@ -170,8 +218,10 @@ async fn write(
     data_type: DataType,
     batch: &[&Record<Year>],
     claim: &Claim,
+    unchanged: Unchanged,
+    new: New,
 ) -> Result<Option<WriteReport>, tokio_postgres::Error> {
-    let touch = client.prepare_cached(&touch_statement(data_type)).await?;
+    let known = client.prepare_cached(&known_statement(data_type)).await?;
     let upsert = client.prepare_cached(&upsert_statement(data_type)).await?;
     let owner = client.prepare_cached(OWNER).await?;
     let mut clock = Phases::new(data_type);
@@ -179,18 +229,50 @@ async fn write(
 
     let ids: Vec<_> = batch.iter().map(|r| rows::storable(&r.id)).collect();
     let hashes: Vec<_> = batch.iter().map(|r| rows::storable(&r.hash)).collect();
-    let touched = transaction.query(&touch, &[&ids, &hashes]).await?;
-    let unchanged: HashSet<&str> = touched.iter().map(|row| row.get(0)).collect();
-    clock.end("touch");
+    let parameters: [&(dyn ToSql + Sync); 2] = [&ids, &hashes];
+    // One after the other, but without waiting in between.
+    let enter = enter(data_type);
+    let (entered, found) = join(transaction.batch_execute(&enter), transaction.query(&known, &parameters)).await;
+    entered?;
+    let found = found?;
+    let found: HashMap<&str, bool> = found.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let stand = |id: &str| match found.get(id) {
+        Some(true) => Stand::Unchanged,
+        None if new == New::Copied => Stand::New,
+        _ => Stand::Changed,
+    };
+    let that = |is: Stand| {
+        let stand = &stand;
+        batch.iter().zip(&ids).filter(move |(_, id)| stand(id) == is).map(|(record, id)| (*record, id.as_ref()))
+    };
+    clock.end("known");
 
-    let mut report = WriteReport { unchanged: unchanged.len(), ..WriteReport::default() };
-    if unchanged.len() < batch.len() {
-        let rest = batch.iter().zip(&ids).filter(|(_, id)| !unchanged.contains(id.as_ref())).map(|(r, _)| *r);
-        copy(&transaction, rest).await?;
+    let mut report = WriteReport::default();
+    let seen: Vec<&str> = that(Stand::Unchanged).map(|(_, id)| id).collect();
+    if !seen.is_empty() {
+        report.unchanged = seen.len();
+        match unchanged {
+            Unchanged::Note => {
+                let note = transaction.prepare_cached(NOTE).await?;
+                transaction.execute(&note, &[&data_type.name(), &seen]).await?;
+            }
+            Unchanged::Touch => {
+                let touch = transaction.prepare_cached(&touch_statement(data_type)).await?;
+                transaction.execute(&touch, &[&seen]).await?;
+            }
+        }
+        clock.end("seen");
+    }
+    if that(Stand::New).next().is_some() {
+        let copied = copy(&transaction, &copy_statement(data_type), that(Stand::New).map(|(record, _)| record)).await?;
+        report.inserted = usize::try_from(copied).unwrap_or_default();
         clock.end("copy");
+    }
+    if that(Stand::Changed).next().is_some() {
+        copy(&transaction, STAGE, that(Stand::Changed).map(|(record, _)| record)).await?;
         let row = transaction.query_one(&upsert, &[]).await?;
         let (inserted, updated): (i64, i64) = (row.get(0), row.get(1));
-        report.inserted = usize::try_from(inserted).unwrap_or_default();
+        report.inserted += usize::try_from(inserted).unwrap_or_default();
         report.updated = usize::try_from(updated).unwrap_or_default();
         report.unchanged = batch.len() - report.inserted - report.updated;
         clock.end("upsert");

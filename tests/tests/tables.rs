@@ -512,39 +512,128 @@ fn version(id: &str, hash: &str, v: &str) -> String {
     format!(r#"{{"type":"data","id":"{id}","sha256":"{hash}","id":"{id}","v":"{v}"}}"#)
 }
 
+/// Touched, if somebody reads `updated_at`; otherwise their ids are noted, and the rows stay as they are.
 #[tokio::test(flavor = "multi_thread")]
-async fn unchanged_rows_are_only_touched() -> Result<(), Error> {
+async fn unchanged_rows_are_not_written() -> Result<(), Error> {
+    for touch in [false, true] {
+        let t = DataType::Labels;
+        let mut fed = Fed::new("unchanged", if touch { &[("POSTGRES_UNCHANGED", "touch")] } else { &[] }).await?;
+        let clock = "SELECT clock_timestamp()";
+        let before: DateTime<Utc> = fed.postgres.query_one(clock, &[]).await?.get(0);
+        fed.batch(t, &[version("same", "A", "1"), version("other", "A", "1"), version("absent", "A", "1")]).await?;
+        let between: DateTime<Utc> = fed.postgres.query_one(clock, &[]).await?.get(0);
+        let first = fed.row(t, "same").await?;
+        assert!(before < first.2 && first.2 < between, "{before} {} {between}", first.2);
+        assert_eq!((fed.outcome(t, "inserted"), fed.outcome(t, "unchanged")), (3.0, 0.0));
+        let place = "SELECT ctid::text FROM labels WHERE data_id = 'same'";
+        let at: String = fed.postgres.query_one(place, &[]).await?.get(0);
+
+        // The contents of `same` differ though its hash says otherwise: that shows that the row was not written.
+        fed.batch(t, &[version("new", "A", "2"), version("same", "A", "2"), version("other", "B", "2")]).await?;
+        let same = fed.row(t, "same").await?;
+        assert_eq!((same.0.as_str(), &same.1), ("A", &first.1));
+        let other = fed.row(t, "other").await?;
+        assert_eq!((other.0.as_str(), &other.1["v"]), ("B", &json!("2")));
+        let absent = fed.row(t, "absent").await?;
+        assert_eq!(absent.2, first.2, "a row that was not in the batch");
+        // All of a batch have one time: that of its transaction.
+        assert_eq!(fed.row(t, "new").await?.2, other.2);
+        assert_eq!(same.2, if touch { other.2 } else { first.2 });
+        let outcomes = ["inserted", "updated", "unchanged", "deduplicated"].map(|o| fed.outcome(t, o));
+        assert_eq!(outcomes, [4.0, 1.0, 1.0, 0.0]);
+
+        // A batch in which everything is unchanged.
+        fed.batch(t, &[version("same", "A", "3"), version("other", "B", "3")]).await?;
+        let again = fed.row(t, "same").await?;
+        assert_eq!(again.1, first.1);
+        assert_eq!(again.2 > same.2, touch);
+        assert_eq!(fed.row(t, "other").await?, ("B".to_owned(), other.1, if touch { again.2 } else { other.2 }));
+        assert_eq!(fed.outcome(t, "unchanged"), 3.0);
+        let now: String = fed.postgres.query_one(place, &[]).await?.get(0);
+        assert_eq!(now != at, touch, "the row is where it was");
+        let notes = "SELECT data_type || ' ' || array_to_string(ids, ',') FROM ingest_seen ORDER BY at";
+        let notes = texts(&fed.postgres, notes).await?;
+        assert_eq!(notes, if touch { vec![] } else { vec!["labels other,same", "labels same"] });
+        fed.finish().await?;
+    }
+    Ok(())
+}
+
+/// Waits until a query counts one.
+async fn one_of(client: &Client, query: &str) -> Result<(), Error> {
+    for _ in 0..300 {
+        if client.query_one(query, &[]).await?.get::<_, i64>(0) == 1 {
+            return Ok(());
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    Err(format!("never one: {query}").into())
+}
+
+/// A note locks no row, so batch and purge must keep each other away: what a batch has found unchanged is there afterwards.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_waits_for_batches_that_are_under_way() -> Result<(), Error> {
     let t = DataType::Labels;
-    let mut fed = Fed::new("touch", &[]).await?;
-    let clock = "SELECT clock_timestamp()";
-    let before: DateTime<Utc> = fed.postgres.query_one(clock, &[]).await?.get(0);
-    fed.batch(t, &[version("same", "A", "1"), version("other", "A", "1"), version("absent", "A", "1")]).await?;
-    let between: DateTime<Utc> = fed.postgres.query_one(clock, &[]).await?.get(0);
-    let first = fed.row(t, "same").await?;
-    assert!(before < first.2 && first.2 < between, "{before} {} {between}", first.2);
-    assert_eq!((fed.outcome(t, "inserted"), fed.outcome(t, "unchanged")), (3.0, 0.0));
+    let mut fed = Fed::new("underway", &[]).await?;
+    fed.fill(t, "found", 1, LONG_AGO).await?;
+    fed.fill(t, "stale", 1, LONG_AGO).await?;
+    fed.fill(t, "fresh", 3, FAR_AHEAD).await?;
+    // What a batch does that found `found1` unchanged and is about to say so.
+    let mut other = fed.stage.postgres().await?;
+    let batch = other.transaction().await?;
+    batch.batch_execute(&tableinator::purge::enter(t)).await?;
+    let end = run_since("20260101", "2026-01-01T12:00:00Z").to_string();
+    fed.send::<&[u8]>(t, &[], end.as_bytes()).await?;
+    let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = \
+                 (SELECT oid FROM pg_database WHERE datname = current_database())";
+    one_of(&fed.postgres, waits).await?;
+    batch.batch_execute("INSERT INTO ingest_seen (data_type, ids) VALUES ('labels', '{found1}')").await?;
+    batch.commit().await?;
+    fed.purged().await?;
+    assert_eq!(fed.ids(t).await?, ["found1", "fresh1", "fresh2", "fresh3"]);
+    fed.finish().await
+}
 
-    // The contents of `same` differ though its hash says otherwise: that shows that the row was not written.
-    fed.batch(t, &[version("new", "A", "2"), version("same", "A", "2"), version("other", "B", "2")]).await?;
-    let same = fed.row(t, "same").await?;
-    assert_eq!((same.0.as_str(), &same.1), ("A", &first.1));
-    assert!(same.2 > between);
-    let other = fed.row(t, "other").await?;
-    assert_eq!((other.0.as_str(), &other.1["v"]), ("B", &json!("2")));
-    let absent = fed.row(t, "absent").await?;
-    assert_eq!(absent.2, first.2, "a row that was not in the batch");
-    // New, changed and unchanged rows of a batch have one time: that of its transaction.
-    assert_eq!(other.2, same.2);
-    assert_eq!(fed.row(t, "new").await?.2, same.2);
-    let outcomes = ["inserted", "updated", "unchanged", "deduplicated"].map(|o| fed.outcome(t, o));
-    assert_eq!(outcomes, [4.0, 1.0, 1.0, 0.0]);
+/// Notes are of use until the next purge.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_forgets_what_was_seen_before_its_run() -> Result<(), Error> {
+    let t = DataType::Labels;
+    let mut fed = Fed::new("notes", &[]).await?;
+    let row = version("1", "A", "1");
+    fed.batch(t, &[&row]).await?;
+    fed.batch(t, &[&row]).await?;
+    let notes = "SELECT data_type || ' ' || array_to_string(ids, ',') FROM ingest_seen";
+    fed.postgres.batch_execute("INSERT INTO ingest_seen (data_type, ids) VALUES ('artists', '{7}')").await?;
+    fed.end(t, &run_since("20200101", LONG_AGO)).await?;
+    assert_eq!(texts(&fed.postgres, notes).await?, ["artists 7", "labels 1"], "seen in this run");
+    fed.batch(t, &[version("2", "A", "1")]).await?;
+    let started_at = Utc::now().to_rfc3339();
+    fed.batch(t, &[version("2", "B", "1"), version("3", "A", "1"), version("4", "A", "1")]).await?;
+    fed.end(t, &run_since("20200201", &started_at)).await?;
+    assert_eq!(texts(&fed.postgres, notes).await?, ["artists 7"]);
+    assert_eq!(fed.ids(t).await?, ["2", "3", "4"]);
+    fed.finish().await
+}
 
-    // A batch in which everything is unchanged.
-    fed.batch(t, &[version("same", "A", "3"), version("other", "B", "3")]).await?;
-    let again = fed.row(t, "same").await?;
-    assert!(again.2 > same.2 && again.1 == first.1);
-    assert_eq!(fed.row(t, "other").await?, ("B".to_owned(), other.1, again.2));
-    assert_eq!(fed.outcome(t, "unchanged"), 3.0);
+/// Whoever inserts a record between our look and our COPY costs us that COPY, not the record.
+#[tokio::test(flavor = "multi_thread")]
+async fn somebody_else_may_insert_the_same_records() -> Result<(), Error> {
+    let t = DataType::Labels;
+    let mut fed = Fed::new("sametime", &[]).await?;
+    let mut other = fed.stage.postgres().await?;
+    let theirs = other.transaction().await?;
+    theirs.batch_execute("INSERT INTO labels VALUES ('2', 'theirs', '{}')").await?;
+    let before = controls(&fed.worker, t)?;
+    fed.stage.publish(t, ["1", "2", "3"].map(|id| version(id, "A", "1"))).await?;
+    fed.stage.publish(t, [sample::file_complete(t, "20260101", 3)]).await?;
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'COPY labels%' \
+                 AND datname = current_database()";
+    one_of(&fed.postgres, waits).await?;
+    theirs.commit().await?;
+    controlled(&mut fed.worker, t, before + 1.0).await?;
+    let rows = "SELECT data_id || ' ' || hash FROM labels ORDER BY data_id";
+    assert_eq!(texts(&fed.postgres, rows).await?, ["1 A", "2 A", "3 A"]);
+    assert_eq!((fed.outcome(t, "inserted"), fed.outcome(t, "updated")), (2.0, 1.0));
     fed.finish().await
 }
 

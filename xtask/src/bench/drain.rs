@@ -21,7 +21,7 @@ use crate::services::Services;
 /// Prefix of the exchanges and queues.
 const PREFIX: &str = "bench-drain";
 /// Longest wait for a drain.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How many records of a type a round takes, so that it lasts some seconds.
 fn records(worker: &str, data_type: DataType) -> usize {
@@ -105,7 +105,7 @@ impl<'a> Bench<'a> {
         self.fill().await?;
         let mut env: BTreeMap<String, String> = self.services.0.clone();
         env.insert("DISCOGS_EXCHANGE_PREFIX".to_owned(), PREFIX.to_owned());
-        env.insert("LOG_LEVEL".to_owned(), "WARNING".to_owned());
+        env.insert("LOG_LEVEL".to_owned(), "INFO".to_owned());
         env.extend(settings.iter().map(|(name, value)| (name.to_string(), value.to_string())));
         let mut worker = Worker::start(binary, &env, &directory()?.join(format!("{}.log", self.worker)))?;
         let count = self.bodies.len() as f64;
