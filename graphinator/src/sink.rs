@@ -19,6 +19,7 @@ use crate::errors::classify;
 use crate::maintenance::{self, Maintenance};
 use crate::prune::{self, Removed};
 use crate::record::{self, Payload};
+use crate::statements::Edge;
 use crate::{schema, statements, sweep};
 
 /// Longest wait for one statement of the maintenance: statistics of the largest genre read millions of releases.
@@ -63,9 +64,14 @@ impl Neo4jSink {
     ) -> Result<WriteReport, SinkError> {
         let mut transaction = self.connector.graph()?.start_txn().await.map_err(|e| self.failed(&e))?;
         let written = write(&mut transaction, data_type, batch).await;
-        let (report, changed, removed) = written.map_err(|e| self.failed(&e))?;
+        let Written { report, rest, removed, fresh } = written.map_err(|e| self.failed(&e))?;
+        if !fresh {
+            // An attempt that was given up, and had committed after all.
+            transaction.rollback().await.map_err(|e| self.failed(&e))?;
+            return Err(SinkError::new(Class::Conflict, "not_fresh", "a record came into being while it was written"));
+        }
         // Last, when this transaction holds the locks of its nodes: whoever claims the queue after this waits for them.
-        if !changed.is_empty() && !is_owner(&mut transaction, claim).await.map_err(|e| self.failed(&e))? {
+        if !rest.is_empty() && !is_owner(&mut transaction, claim).await.map_err(|e| self.failed(&e))? {
             transaction.rollback().await.map_err(|e| self.failed(&e))?;
             return Err(SinkError::fenced());
         }
@@ -74,7 +80,7 @@ impl Neo4jSink {
         phase(data_type, "commit", commit);
         // After the commit, so that this batch and one that runs beside it can't both miss the other: whichever commits
         // last sees the other's artists or waiting credits here. What was written before may lack this step.
-        let linkable = statements::artist_ids(if again { batch } else { &changed });
+        let linkable = statements::artist_ids(if again { batch } else { &rest });
         if !linkable.is_empty() {
             let link = Instant::now();
             self.run(statements::link(linkable)).await?;
@@ -119,7 +125,7 @@ impl Sink for Neo4jSink {
         }
         // The very statements of a write, on nothing: what this server or user can't do is found before records are fetched.
         let prune = prune::statement(data_type, &[]);
-        for statement in [statements::check(data_type, &[]), prune, statements::write(data_type, &[])] {
+        for statement in [statements::check(data_type, &[]), prune, statements::write(data_type, &[], Edge::Merge)] {
             graph.run(statement).await.map_err(|e| self.failed(&e))?;
         }
         Ok(())
@@ -186,19 +192,38 @@ impl Drop for Unfinished<'_> {
     }
 }
 
-/// The statements of one batch. Returns what was done, the records that were new or changed, and what was taken away.
+/// Positions of records that the graph has, as [`statements::check`] returns them.
+#[derive(Default, serde::Deserialize)]
+struct Found {
+    unchanged: HashSet<usize>,
+    changed: HashSet<usize>,
+    bare: HashSet<usize>,
+}
+
+/// What the statements of one batch did.
+struct Written<'a> {
+    report: WriteReport,
+    /// The records that were new or changed.
+    rest: Vec<&'a Record<Payload>>,
+    /// What was taken away.
+    removed: Removed,
+    /// Whether the records that were taken for new still were when their nodes were locked.
+    fresh: bool,
+}
+
+/// The statements of one batch.
 async fn write<'a>(
     transaction: &mut Txn,
     data_type: DataType,
     batch: &[&'a Record<Payload>],
-) -> Result<(WriteReport, Vec<&'a Record<Payload>>, Removed), neo4rs::Error> {
+) -> Result<Written<'a>, neo4rs::Error> {
     let check = Instant::now();
     let mut rows = transaction.execute(statements::check(data_type, batch)).await?;
-    let (mut unchanged, mut changed) = (HashSet::new(), HashSet::new());
+    let mut found = Found::default();
     while let Some(row) = rows.next(&mut *transaction).await? {
-        unchanged = row.get::<HashSet<usize>>("unchanged")?;
-        changed = row.get::<HashSet<usize>>("changed")?;
+        found = row.to()?;
     }
+    let Found { unchanged, changed, bare } = found;
     phase(data_type, "check", check);
     let report = WriteReport {
         unchanged: unchanged.len(),
@@ -221,13 +246,26 @@ async fn write<'a>(
         }
         phase(data_type, "prune", prune);
     }
+    let merge = Instant::now();
+    // Edges of artists and labels have two records that can claim them, so none of theirs is new for certain.
+    let own_edges = matches!(data_type, DataType::Masters | DataType::Releases);
+    let new = |i: &usize| own_edges && !unchanged.contains(i) && !changed.contains(i) && !bare.contains(i);
+    let mut fresh = true;
+    for (records, edge) in
+        [(at(&|i| new(&i)), Edge::Create), (at(&|i| !new(&i) && !unchanged.contains(&i)), Edge::Merge)]
+    {
+        if !records.is_empty() {
+            let mut rows = transaction.execute(statements::write(data_type, &records, edge)).await?;
+            while let Some(row) = rows.next(&mut *transaction).await? {
+                fresh &= edge == Edge::Merge || row.get::<bool>("fresh")?;
+            }
+        }
+    }
     let rest = at(&|i| !unchanged.contains(&i));
     if !rest.is_empty() {
-        let merge = Instant::now();
-        transaction.run(statements::write(data_type, &rest)).await?;
         phase(data_type, "merge", merge);
     }
-    Ok((report, rest, removed))
+    Ok(Written { report, rest, removed, fresh })
 }
 
 async fn is_owner(transaction: &mut Txn, claim: &Claim) -> Result<bool, neo4rs::Error> {

@@ -3,7 +3,8 @@
 //! One statement per type writes a batch: it merges the records' nodes, keeps them as a list, and then walks the
 //! *targets* of each edge type, sorted and each once, creating the edges to the records that a target names by their
 //! position in that list. So every target is looked up and locked once per batch, in the same order everywhere, and
-//! parameters carry only what is used.
+//! parameters carry only what is used. What is looked up by its key says so (USING INDEX): a plan that was made for an empty
+//! graph would go through all nodes of the label until it is made anew.
 
 use std::collections::BTreeMap;
 
@@ -18,17 +19,18 @@ use crate::roles;
 /// Where Discogs' API has an artist (contract §5.2).
 const ARTIST_URL: &str = "https://api.discogs.com/artists/";
 
-/// Compares hashes on the server. Returns the positions of records that are there with the same hash (`unchanged`), and
-/// of those there with another one (`changed`), whose edges must be pruned. An empty hash is never equal (contract, D.3);
-/// a node without hash is a stub and has no edges of its own. Notes on the way that all of them were seen.
+/// Compares hashes on the server. Returns the positions of records that are there with the same hash (`unchanged`), of
+/// those there with another one (`changed`), whose edges must be pruned, and of nodes that have no hash but edges that only
+/// such a record has (`bare`). An empty hash is never equal (contract, D.3). Notes on the way that all of them were seen.
 pub fn check(data_type: DataType, records: &[&Record<Payload>]) -> Query {
     let label = label(data_type);
     query(&format!(
         "FOREACH (_ IN CASE WHEN size($ids) > 0 THEN [1] ELSE [] END | CREATE (:IngestSeen {{type: $type, at: timestamp(), ids: $ids}})) \
          WITH 1 AS one UNWIND range(0, size($ids) - 1) AS i \
-         MATCH (n:{label} {{id: $ids[i]}}) WHERE n.sha256 IS NOT NULL \
-         WITH i, n.sha256 = $hashes[i] AND $hashes[i] <> '' AS same \
-         RETURN collect(CASE WHEN same THEN i END) AS unchanged, collect(CASE WHEN NOT same THEN i END) AS changed"
+         MATCH (n:{label} {{id: $ids[i]}}) USING INDEX n:{label}(id) \
+         WITH i, n, CASE WHEN n.sha256 IS NULL THEN 0 WHEN n.sha256 = $hashes[i] AND $hashes[i] <> '' THEN 1 ELSE 2 END AS is \
+         RETURN collect(CASE WHEN is = 1 THEN i END) AS unchanged, collect(CASE WHEN is = 2 THEN i END) AS changed, \
+         collect(CASE WHEN is = 0 AND (EXISTS {{ (n)-[:BY|IS|ON|DERIVED_FROM]->() }} OR EXISTS {{ (n)<-[:CREDITED_ON]-() }}) THEN i END) AS bare"
     ))
     .param("type", data_type.name())
     .param("ids", list(records.iter().map(|r| r.id.as_str())))
@@ -79,7 +81,7 @@ CALL (nodes) {
   WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
   MERGE (o)-[:ALIAS_OF]->(n)
 }
-RETURN count(*)";
+RETURN true AS fresh";
 
 const LABELS: &str = "
 UNWIND $rows AS r
@@ -96,77 +98,94 @@ CALL (nodes) {
   WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
   MERGE (o)-[e:SUBLABEL_OF]->(n) SET e._sublabels = true
 }
-RETURN count(*)";
+RETURN true AS fresh";
 
-/// Edges that masters and releases have in common.
+/// Edges that masters and releases have in common. `$EDGE` is MERGE or CREATE.
 const WORK_EDGES: &str = "
 CALL (nodes) {
   UNWIND $artists AS t MERGE (o:Artist {id: t.key})
   WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
-  MERGE (n)-[:BY]->(o)
+  $EDGE (n)-[:BY]->(o)
 }
 CALL (nodes) {
   UNWIND $genres AS t MERGE (o:Genre {name: t.key})
   WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
-  MERGE (n)-[:IS]->(o)
+  $EDGE (n)-[:IS]->(o)
 }
 CALL (nodes) {
   UNWIND $styles AS t MERGE (o:Style {name: t.key})
   WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
-  MERGE (n)-[:IS]->(o)
+  $EDGE (n)-[:IS]->(o)
 }
 CALL () {
-  UNWIND $part_of AS t MATCH (g:Genre {name: t.key})
-  UNWIND t.styles AS style MATCH (s:Style {name: style})
+  UNWIND $part_of AS t MATCH (g:Genre {name: t.key}) USING INDEX g:Genre(name)
+  UNWIND t.styles AS style MATCH (s:Style {name: style}) USING INDEX s:Style(name)
   MERGE (s)-[:PART_OF]->(g)
 }";
 
+/// Whether nodes are fresh is looked at once they are locked.
 const MASTER_NODES: &str = "
 UNWIND $rows AS r
 MERGE (n:Master {id: r.id})
-SET n.title = r.title, n.year = r.year, n.sha256 = r.sha256, n._v = 1, n._only_genre = r.only_genre
-WITH collect(n) AS nodes";
+SET n._v = 1
+WITH r, n, n.sha256 IS NULL AS fresh
+SET n.title = r.title, n.year = r.year, n.sha256 = r.sha256, n._only_genre = r.only_genre
+WITH collect(n) AS nodes, collect(fresh) AS fresh";
 
 /// `catalog_number` may also come from another service: only a value that is still ours is taken away.
 const RELEASE_NODES: &str = "
 UNWIND $rows AS r
 MERGE (n:Release {id: r.id})
-SET n.title = r.title, n.year = r.year, n.formats = r.formats, n.sha256 = r.sha256, n._v = 1, n._only_genre = r.only_genre,
+SET n._v = 1
+WITH r, n, n.sha256 IS NULL AS fresh
+SET n.title = r.title, n.year = r.year, n.formats = r.formats, n.sha256 = r.sha256, n._only_genre = r.only_genre,
     n.catalog_number = CASE
       WHEN r.catalog_number IS NOT NULL THEN r.catalog_number
       WHEN n.catalog_number = n._catalog_number THEN NULL
       ELSE n.catalog_number END,
     n._catalog_number = r.catalog_number
-WITH collect(n) AS nodes";
+WITH collect(n) AS nodes, collect(fresh) AS fresh";
 
 /// A credit whose artist does not exist yet is written down; [`link`] makes the edge when the artist comes.
 const RELEASE_EDGES: &str = "
 CALL (nodes) {
   UNWIND $labels AS t MERGE (o:Label {id: t.key})
   WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
-  MERGE (n)-[:ON]->(o)
+  $EDGE (n)-[:ON]->(o)
 }
 CALL (nodes) {
   UNWIND $masters AS t MERGE (o:Master {id: t.key})
   WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
-  MERGE (n)-[:DERIVED_FROM]->(o)
+  $EDGE (n)-[:DERIVED_FROM]->(o)
 }
 CALL (nodes) {
   UNWIND $persons AS p MERGE (o:Person {name: p.key})
   WITH nodes, o, p UNWIND p.credits AS c WITH o, c, nodes[c[0]] AS n
-  MERGE (o)-[e:CREDITED_ON {role: c[1]}]->(n) SET e.category = c[2], e._artists = c[3]
+  $EDGE (o)-[e:CREDITED_ON {role: c[1]}]->(n) SET e.category = c[2], e._artists = c[3]
 }
 CALL () {
   UNWIND $persons AS p UNWIND p.artists AS id
-  MATCH (o:Person {name: p.key})
-  OPTIONAL MATCH (a:Artist {id: id})
+  MATCH (o:Person {name: p.key}) USING INDEX o:Person(name)
+  OPTIONAL MATCH (a:Artist {id: id}) USING INDEX a:Artist(id)
   FOREACH (known IN CASE WHEN a IS NULL THEN [] ELSE [a] END | MERGE (o)-[:SAME_AS]->(known))
   FOREACH (_ IN CASE WHEN a IS NULL THEN [1] ELSE [] END |
     MERGE (w:IngestPendingLink {pair: id + ' ' + p.key}) ON CREATE SET w.artist = id, w.person = p.key)
 }";
 
+/// How the edges of masters and releases come about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Edge {
+    /// Whoever made it.
+    Merge,
+    /// Without looking: these records were found to have none. The statement's row says whether that still holds (`fresh`); if
+    /// not, the transaction must not be committed.
+    Create,
+}
+
+const FRESH: &str = "\nRETURN all(f IN fresh WHERE f) AS fresh";
+
 /// Writes nodes and edges of new and changed records.
-pub fn write(data_type: DataType, records: &[&Record<Payload>]) -> Query {
+pub fn write(data_type: DataType, records: &[&Record<Payload>], edge: Edge) -> Query {
     let mut rows = Vec::with_capacity(records.len());
     let mut edges = Edges::default();
     for (at, record) in records.iter().enumerate() {
@@ -185,9 +204,10 @@ pub fn write(data_type: DataType, records: &[&Record<Payload>]) -> Query {
     let text = match data_type {
         DataType::Artists => ARTISTS.to_owned(),
         DataType::Labels => LABELS.to_owned(),
-        DataType::Masters => format!("{MASTER_NODES}{WORK_EDGES}\nRETURN count(*)"),
-        DataType::Releases => format!("{RELEASE_NODES}{WORK_EDGES}{RELEASE_EDGES}\nRETURN count(*)"),
+        DataType::Masters => format!("{MASTER_NODES}{WORK_EDGES}{FRESH}"),
+        DataType::Releases => format!("{RELEASE_NODES}{WORK_EDGES}{RELEASE_EDGES}{FRESH}"),
     };
+    let text = text.replace("$EDGE", if edge == Edge::Create { "CREATE" } else { "MERGE" });
     edges.parameters(data_type, query(&text).param("rows", list(rows)))
 }
 
@@ -196,7 +216,9 @@ pub fn link(artists: Vec<String>) -> Query {
     query(
         "MATCH (w:IngestPendingLink) WITH count(w) AS waiting WHERE waiting > 0 \
          UNWIND $artists AS id \
-         MATCH (w:IngestPendingLink {artist: id}) MATCH (a:Artist {id: id}) MATCH (o:Person {name: w.person}) \
+         MATCH (a:Artist {id: id}) USING INDEX a:Artist(id) WITH a \
+         MATCH (w:IngestPendingLink {artist: a.id}) USING INDEX w:IngestPendingLink(artist) \
+         MATCH (o:Person {name: w.person}) USING INDEX o:Person(name) \
          MERGE (o)-[:SAME_AS]->(a) DELETE w",
     )
     .param("artists", artists)
@@ -247,7 +269,10 @@ impl<'a> Edges<'a> {
     fn add(&mut self, name: &'static str, at: usize, keys: impl IntoIterator<Item = &'a String>) {
         let targets = self.targets.entry(name).or_default();
         for key in keys {
-            targets.entry(key).or_default().push(at);
+            let records = targets.entry(key).or_default();
+            if records.last() != Some(&at) {
+                records.push(at); // once, however often the record names it
+            }
         }
     }
 

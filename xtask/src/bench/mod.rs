@@ -8,6 +8,8 @@ pub mod extract;
 use std::fmt;
 use std::path::PathBuf;
 
+use common::DataType;
+
 use crate::Error;
 use crate::services::{Services, build_binaries, root};
 
@@ -17,6 +19,9 @@ pub struct Options {
     /// Only these parts
     #[arg(value_enum)]
     parts: Vec<Part>,
+    /// Only these types [default: all]
+    #[arg(long = "type", value_name = "TYPE", value_parser = data_type)]
+    types: Vec<DataType>,
     /// Rounds; the medians are told
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -41,9 +46,20 @@ impl Options {
         ((records as f64 * self.scale) as usize).max(1)
     }
 
+    fn types(&self) -> Vec<DataType> {
+        DataType::ALL.into_iter().filter(|t| self.types.is_empty() || self.types.contains(t)).collect()
+    }
+
     fn includes(&self, part: Part) -> bool {
         self.parts.is_empty() || self.parts.contains(&part)
     }
+}
+
+fn data_type(text: &str) -> Result<DataType, String> {
+    DataType::ALL
+        .into_iter()
+        .find(|t| t.name() == text)
+        .ok_or_else(|| "give artists, labels, masters or releases".to_owned())
 }
 
 /// Runs the measurement.
