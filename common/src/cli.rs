@@ -1,4 +1,4 @@
-//! The command line that both workers share: `run` (the default), `check` and `deadletter`.
+//! The command line that both workers share: `run` (the default), `check`, `healthcheck` and `deadletter`.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ use clap::Command;
 use crate::config::{Config, ConfigError, Env, Variable, help_text};
 use crate::sink::Sink;
 use crate::worker::Exit;
-use crate::{check, deadletter, worker};
+use crate::{check, deadletter, http, worker};
 
 /// What makes a worker out of the shared parts.
 pub struct Worker<C> {
@@ -17,6 +17,8 @@ pub struct Worker<C> {
     pub database: &'static str,
     /// One sentence for `--help`.
     pub about: &'static str,
+    /// Port of its HTTP server, unless `HEALTH_PORT` says another one.
+    pub health_port: u16,
     /// Every variable that it reads.
     pub tables: &'static [&'static [Variable]],
     /// Reads the configuration.
@@ -26,21 +28,25 @@ pub struct Worker<C> {
 
 /// A worker's `main`: parses the command line, reads the configuration, runs.
 pub fn main<C, S: Sink>(worker: Worker<C>, sink: impl FnOnce(&Config, C) -> Result<S, String>) -> ExitCode {
-    let exit_codes =
-        "Exit status: 0 clean stop, 1 check or deadletter failed, 2 could not start, 3 drain took too long";
-    let matches = Command::new(worker.service)
-        .about(worker.about)
-        .version(env!("CARGO_PKG_VERSION"))
-        .after_help(format!("{}\n{exit_codes}", help_text(worker.tables)))
-        .subcommand(Command::new("run").about("Consume until SIGTERM or SIGINT (the default)"))
-        .subcommand(
-            Command::new("check")
-                .about("Validate the configuration, connect to everything, verify it; changes nothing"),
-        )
-        .subcommand(deadletter::command())
-        .get_matches();
+    let exit_codes = "Exit status: 0 clean stop, 1 check, healthcheck or deadletter failed, 2 could not start, 3 drain took too long";
+    let matches =
+        Command::new(worker.service)
+            .about(worker.about)
+            .version(env!("CARGO_PKG_VERSION"))
+            .after_help(format!("{}\n{exit_codes}", help_text(worker.tables)))
+            .subcommand(Command::new("run").about("Consume until SIGTERM or SIGINT (the default)"))
+            .subcommand(
+                Command::new("check")
+                    .about("Validate the configuration, connect to everything, verify it; changes nothing"),
+            )
+            .subcommand(Command::new("healthcheck").about(
+                "Ask the worker on this machine (HEALTH_PORT) whether it is alive: exit status 0 if it is, else 1",
+            ))
+            .subcommand(deadletter::command())
+            .get_matches();
     let checking = match matches.subcommand() {
         Some((deadletter::NAME, arguments)) => return deadletter::main(worker.service, arguments),
+        Some(("healthcheck", _)) => return healthcheck(worker.service, worker.health_port),
         subcommand => subcommand.is_some_and(|(name, _)| name == "check"),
     };
     let ((config, own), notes) = match (worker.read)(Env::from_process(worker.tables)) {
@@ -76,4 +82,22 @@ pub fn main<C, S: Sink>(worker: Worker<C>, sink: impl FnOnce(&Config, C) -> Resu
     // Whatever still runs after a forced stop must not hold the process.
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));
     exit.into()
+}
+
+/// For a container without a shell. It needs none of the variables that a run needs.
+fn healthcheck(service: &str, default_port: u16) -> ExitCode {
+    let given = std::env::var("HEALTH_PORT").ok().filter(|text| !text.trim().is_empty());
+    let port = given.as_deref().map_or(Ok(default_port), |text| text.trim().parse());
+    let asked = match port {
+        Ok(port) => http::ask(port).map_err(|e| format!("nobody answers on port {port}: {e}")),
+        Err(e) => Err(format!("HEALTH_PORT is no port: {e}")),
+    };
+    match asked {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("{service}: {e}");
+            ExitCode::FAILURE
+        }
+    }
 }

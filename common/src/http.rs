@@ -1,7 +1,9 @@
 //! The HTTP server of workers and extractor: `/health` (liveness), `/ready` (can it work?) and `/metrics` (Prometheus).
 
-use std::io;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -11,6 +13,9 @@ use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+
+/// Longest wait of [`ask`], to connect and for the answer.
+const ASK: Duration = Duration::from_secs(3);
 
 /// What `/health` and `/ready` tell.
 pub trait Probe: Send + Sync + 'static {
@@ -46,6 +51,19 @@ pub async fn serve(listener: TcpListener, probe: Arc<dyn Probe>, metrics: Promet
         .route("/metrics", get(render))
         .with_state(Shared { probe, metrics });
     axum::serve(listener, app).await
+}
+
+/// Asks a process of this machine for `/health`; whether it is in order.
+///
+/// # Errors
+/// If nobody answers on that port within some seconds.
+pub fn ask(port: u16) -> io::Result<bool> {
+    let mut stream = TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), ASK)?;
+    stream.set_read_timeout(Some(ASK))?;
+    stream.write_all(b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer.split(' ').nth(1) == Some("200"))
 }
 
 async fn health(State(shared): State<Shared>) -> Response {

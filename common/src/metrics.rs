@@ -62,13 +62,19 @@ pub const CONNECTED: &str = "connected";
 pub const DRAIN: &str = "drain_seconds";
 /// 1 while this replica consumes the queue; of all replicas one does. Label `data_type`.
 pub const CONSUMING: &str = "consuming";
+/// 1 while another replica consumes the queue and this one could. Label `data_type`.
+pub const STANDBY: &str = "standby";
+/// What runs asked to remove, by what came of it (`deleted`, `vetoed`, `skipped`). Labels `data_type`, `outcome`.
+pub const PURGES: &str = "purges_total";
+/// When this process started, in seconds since 1970.
+pub const STARTED: &str = "process_start_time_seconds";
 /// Configured bound of batches in flight per type. Label `data_type`.
 pub const CONCURRENCY: &str = "concurrency_limit";
 /// Always 1. Labels `version`, `service`.
 pub const BUILD: &str = "build_info";
 
 /// Upper bounds in seconds for everything that is a duration.
-const SECONDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
+const SECONDS: [f64; 15] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 30.0, 60.0];
 /// Upper bounds for records of a batch.
 const RECORDS: [f64; 10] = [1.0, 5.0, 10.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0];
 /// Upper bounds for bytes of a batch.
@@ -90,6 +96,11 @@ pub fn install(service: &'static str) -> Result<PrometheusHandle, BuildError> {
     describe();
     describe_gauge!(BUILD, Unit::Count, "Always 1; labels say what runs");
     metrics::gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    describe_gauge!(STARTED, Unit::Seconds, "When this process started, since 1970");
+    metrics::gauge!(STARTED).set(chrono::Utc::now().timestamp_millis() as f64 / 1000.0);
+    for peer in ["broker", "database"] {
+        metrics::gauge!(CONNECTED, "peer" => peer).set(0.0);
+    }
     Ok(handle)
 }
 
@@ -102,6 +113,12 @@ pub fn builder(service: &'static str) -> PrometheusBuilder {
 pub fn start_at_zero(data_type: DataType) {
     for name in [RECEIVED, RECEIVED_BYTES, REDELIVERED, RETURNED, ACK_FRAMES, ACKS_LOST, BISECTIONS, DEADLOCKS] {
         metrics::counter!(name, "data_type" => data_type.name()).increment(0);
+    }
+    for outcome in ["deleted", "vetoed", "skipped"] {
+        metrics::counter!(PURGES, "data_type" => data_type.name(), "outcome" => outcome).increment(0);
+    }
+    for name in [CONSUMING, STANDBY] {
+        metrics::gauge!(name, "data_type" => data_type.name()).set(0.0);
     }
 }
 
@@ -121,6 +138,7 @@ fn describe() {
         (BISECTIONS, Unit::Count, "Batches split to find a culprit"),
         (DEADLOCKS, Unit::Count, "Attempts that lost against another transaction"),
         (RECONNECTS, Unit::Count, "Connections made after the first"),
+        (PURGES, Unit::Count, "Removals of what a run did not bring, by outcome"),
     ] {
         describe_counter!(name, unit, help);
     }
@@ -132,6 +150,7 @@ fn describe() {
         (BREAKER, Unit::Count, "1 while nothing of this type can be written"),
         (CONNECTED, Unit::Count, "1 while connected"),
         (CONSUMING, Unit::Count, "1 while this replica consumes the queue; of all replicas one does"),
+        (STANDBY, Unit::Count, "1 while another replica consumes the queue and this one could"),
         (BLOCKED, Unit::Seconds, "Time for which a stage could not go on, summed up"),
         (DRAIN, Unit::Seconds, "Duration of the drain at shutdown"),
         (CONCURRENCY, Unit::Count, "Bound of batches in flight per type"),

@@ -398,7 +398,10 @@ impl<S: Sink> Subscription<'_, S> {
         let returned = self.source.ledger.returned();
         self.queue.status.returned(self.queue.data_type, returned);
         metrics::counter!(names::RETURNED, "data_type" => self.queue.data_type.name()).increment(returned as u64);
-        metrics::gauge!(names::UNACKED, "data_type" => self.queue.data_type.name()).set(0.0); // the broker has them back
+        // The broker has them back; who consumes next tells of the queue.
+        for name in [names::UNACKED, names::QUEUE_READY] {
+            metrics::gauge!(name, "data_type" => self.queue.data_type.name()).set(0.0);
+        }
         self.source.close().await;
     }
 }

@@ -122,12 +122,17 @@ impl Status {
     pub fn consuming(&self, data_type: DataType, yes: bool) {
         metrics::gauge!(names::CONSUMING, "data_type" => data_type.name()).set(f64::from(u8::from(yes)));
         self.of(data_type).consuming.store(yes, Relaxed);
-        self.of(data_type).standby.store(false, Relaxed);
+        self.set_standby(data_type, false);
     }
 
     /// Another replica consumes this queue; this one is ready to go on when that one ends.
     pub fn standby(&self, data_type: DataType) {
-        self.of(data_type).standby.store(true, Relaxed);
+        self.set_standby(data_type, true);
+    }
+
+    fn set_standby(&self, data_type: DataType, yes: bool) {
+        metrics::gauge!(names::STANDBY, "data_type" => data_type.name()).set(f64::from(u8::from(yes)));
+        self.of(data_type).standby.store(yes, Relaxed);
     }
 
     /// What keeps this type from being written; `None` when it goes on.

@@ -11,6 +11,7 @@ fn main() -> ExitCode {
         service: SERVICE,
         database: "Neo4j",
         about: "Moves Discogs records from RabbitMQ into Neo4j, in batches, by UNWIND.",
+        health_port: config::HEALTH_PORT,
         tables: &config::TABLES,
         read: config::read,
     };

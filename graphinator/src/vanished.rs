@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use common::DataType;
+use common::metrics::PURGES;
 use common::sink::SinkError;
 use neo4rs::{Graph, Query, query};
 use roaring::RoaringBitmap;
@@ -90,10 +91,10 @@ pub fn requests(version: &str) -> Query {
 /// [`SinkError`].
 pub async fn remove(graph: &Graph, request: &Request, max_fraction: f64) -> Result<(), SinkError> {
     let Some(data_type) = DataType::ALL.into_iter().find(|t| t.name() == request.name) else { return Ok(()) };
-    let outcome = match why_not(graph, request).await? {
+    let (kind, outcome) = match why_not(graph, request).await? {
         Some(why) => {
             warn!(data_type = data_type.name(), why, "🧹 Vanished records are kept");
-            why.to_owned()
+            ("skipped", why.to_owned())
         }
         None => compare(graph, data_type, request, max_fraction).await?,
     };
@@ -101,7 +102,9 @@ pub async fn remove(graph: &Graph, request: &Request, max_fraction: f64) -> Resu
         "MATCH (s:IngestSeen {type: $type}) WHERE s.at <= $requested CALL (s) { DELETE s } IN TRANSACTIONS OF 500 ROWS";
     run(graph, query(forget).param("type", data_type.name()).param("requested", request.requested)).await?;
     let done = "MATCH (v:IngestVanished {key: $key}) SET v.finished = datetime(), v.outcome = $outcome";
-    run(graph, query(done).param("key", request.key.as_str()).param("outcome", outcome)).await
+    run(graph, query(done).param("key", request.key.as_str()).param("outcome", outcome)).await?;
+    metrics::counter!(PURGES, "data_type" => data_type.name(), "outcome" => kind).increment(1);
+    Ok(())
 }
 
 async fn why_not(graph: &Graph, request: &Request) -> Result<Option<&'static str>, SinkError> {
@@ -127,7 +130,7 @@ async fn compare(
     data_type: DataType,
     request: &Request,
     max_fraction: f64,
-) -> Result<String, SinkError> {
+) -> Result<(&'static str, String), SinkError> {
     let mut seen = Ids::default();
     let mut newest = request.started - request.behind;
     read_seen(graph, data_type, &mut newest, &mut seen).await?;
@@ -140,7 +143,7 @@ async fn compare(
             total,
             "🛡️ Refusing to remove {count}/{total} {data_type} that the run did not bring: set PURGE_MAX_DELETE_FRACTION higher if that is right"
         );
-        return Ok(format!("vetoed: {count} of {total}"));
+        return Ok(("vetoed", format!("vetoed: {count} of {total}")));
     }
     let ids: Vec<String> = vanished.iter().collect();
     for chunk in ids.chunks(CHUNK) {
@@ -150,7 +153,7 @@ async fn compare(
         strip(graph, data_type, &chunk).await.map_err(|e| classify(&e))?;
     }
     info!(data_type = data_type.name(), count, "🧹 Removed {count} {data_type} that the run did not bring");
-    Ok(format!("removed {count} of {total}"))
+    Ok(("deleted", format!("removed {count} of {total}")))
 }
 
 /// Adds what batches have seen since `newest`, which moves on.

@@ -11,6 +11,7 @@ fn main() -> ExitCode {
         service: SERVICE,
         database: "PostgreSQL",
         about: "Moves Discogs records from RabbitMQ into PostgreSQL, in batches, by COPY.",
+        health_port: config::HEALTH_PORT,
         tables: &config::TABLES,
         read: config::read,
     };

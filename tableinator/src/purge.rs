@@ -9,6 +9,7 @@ use std::time::Duration;
 use common::DataType;
 use common::background::Work;
 use common::message::{self, ExtractionComplete};
+use common::metrics::PURGES;
 use common::sink::SinkError;
 use deadpool_postgres::{Pool, Transaction};
 use tokio::sync::Notify;
@@ -110,6 +111,7 @@ async fn claim_and_purge(
         )
         .await?;
     transaction.commit().await?;
+    metrics::counter!(PURGES, "data_type" => name.to_owned(), "outcome" => outcome.kind()).increment(1);
     Ok(true)
 }
 
@@ -124,6 +126,15 @@ impl Outcome {
         match self {
             Outcome::Deleted(_) => "deleted",
             Outcome::Skipped(why) => why,
+            Outcome::Vetoed { .. } => "vetoed",
+        }
+    }
+
+    /// For the metric.
+    fn kind(&self) -> &'static str {
+        match self {
+            Outcome::Deleted(_) => "deleted",
+            Outcome::Skipped(_) => "skipped",
             Outcome::Vetoed { .. } => "vetoed",
         }
     }
