@@ -14,6 +14,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use lapin::message::Delivery;
 use tokio::task::JoinSet;
@@ -33,6 +34,10 @@ use crate::sink::{Record, Sink};
 use crate::turn::{Claim, Turn};
 use crate::watch;
 use crate::writer::{Interrupted, Writer};
+
+/// For so long a hand-over waits after the subscription. A broker that is told to cancel a consumer while it is just filling it
+/// takes some of these messages back before others, and they come again in another order.
+const FIRST: Duration = Duration::from_secs(1);
 
 /// What one of the tasks beside the loop did.
 enum Done {
@@ -60,6 +65,7 @@ struct Subscription<'a, S: Sink> {
     exhausted: bool,
     /// In a shutdown, the time after which nothing is read any more.
     read_until: Option<Instant>,
+    subscribed: Instant,
     last_delivery: Instant,
 }
 
@@ -100,6 +106,7 @@ pub async fn run<S: Sink>(queue: &Queue<S>, topology: &Topology, turn: &Turn, cl
         draining: false,
         exhausted: false,
         read_until: None,
+        subscribed: Instant::now(),
         last_delivery: Instant::now(),
     };
     let end = subscription.run().await;
@@ -126,7 +133,9 @@ impl<S: Sink> Subscription<'_, S> {
                 biased; // finishing comes before starting
                 Some(done) = self.tasks.join_next() => self.settle(done).await,
                 () = shutdown.cancelled(), if self.read_until.is_none() => self.stop().await,
-                () = self.turn.hand_over.cancelled(), if !self.draining => self.drain().await,
+                () = self.turn.hand_over.cancelled(), if !self.draining && self.subscribed.elapsed() > FIRST => {
+                    self.drain().await
+                }
                 () = at(self.read_until), if !self.exhausted => {
                     self.exhausted = true;
                     Ok(())
@@ -288,6 +297,7 @@ impl<S: Sink> Subscription<'_, S> {
         self.gauges();
         outcome.map_err(|interrupted| match interrupted {
             Interrupted::HeldTooLong(error) => End::Paused(error),
+            Interrupted::Fenced(error) => End::Lost(error.message),
             Interrupted::Cancelled => End::Lost("cancelled".to_owned()),
         })
     }

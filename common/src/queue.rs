@@ -139,11 +139,11 @@ async fn subscribe<S: Sink>(queue: &Queue<S>, topology: &Topology) -> Result<(Tu
     let turn = turn.map_err(|e| End::Lost(e.to_string()))?;
     queue.status.consuming(queue.data_type, false); // and not on standby any more
     let claim = Claim::new(&topology.queue);
-    let source = match open(queue, topology, &claim).await {
-        Ok(_) if !turn.is_held() => Err(End::Lost("the broker took the turn back".to_owned())),
-        other => other,
-    };
+    let lost = || End::Lost("the broker took the turn back".to_owned());
+    // Right before the claim, which would stop whoever has the turn by now.
+    let source = if turn.is_granted().await { open(queue, topology, &claim).await } else { Err(lost()) };
     match source {
+        Ok(_) if !turn.is_held() => Err(lost()),
         Ok(source) => Ok((turn, claim, source)),
         Err(end) => {
             turn.end().await;

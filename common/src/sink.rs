@@ -88,6 +88,8 @@ pub enum Class {
     Conflict,
     /// The server is away or busy: hold the batch and retry, with growing pauses.
     Transient,
+    /// The server has no room for that many records in one transaction: fewer, and one alone as if it were transient.
+    TooLarge,
     /// Nobody's record can be written (wrong password, missing table): stop consuming until somebody repaired it.
     Fatal,
     /// A record's own fault: find it and dead-letter it alone.
@@ -100,11 +102,15 @@ impl Class {
         match self {
             Class::Conflict => "conflict",
             Class::Transient => "transient",
+            Class::TooLarge => "too_large",
             Class::Fatal => "fatal",
             Class::Poison => "poison",
         }
     }
 }
+
+/// Code of [`SinkError::fenced`].
+const FENCED: &str = "fenced";
 
 /// A classified database error.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -126,7 +132,12 @@ impl SinkError {
 
     /// Another replica consumes the queue by now. The channel that delivered these records is gone, or will be found so.
     pub fn fenced() -> Self {
-        SinkError::new(Class::Transient, "fenced", "another replica has taken over the queue")
+        SinkError::new(Class::Transient, FENCED, "another replica has taken over the queue")
+    }
+
+    /// Whether it is [`SinkError::fenced`].
+    pub fn is_fenced(&self) -> bool {
+        self.code == FENCED
     }
 
     /// The attempt took longer than `limit`.

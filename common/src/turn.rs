@@ -178,6 +178,13 @@ impl Turn {
         self.channel.status().connected() && !self.lost.load(Ordering::Relaxed)
     }
 
+    /// Asks the broker whether it still grants it. A process that was frozen does not know what happened meanwhile.
+    pub async fn is_granted(&self) -> bool {
+        let passive = QueueDeclareOptions { passive: true, exclusive: true, ..QueueDeclareOptions::default() };
+        let asked = self.channel.queue_declare(self.name.as_str().into(), passive, FieldTable::default());
+        answered(asked).await.is_ok() && self.is_held()
+    }
+
     /// Ends it: the next replica may begin. Only when everything that was delivered is acknowledged or given back.
     pub async fn end(self) {
         self.requests.abort();

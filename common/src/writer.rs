@@ -74,6 +74,8 @@ impl<S> Clone for Writer<S> {
 pub enum Interrupted {
     /// Nothing could be written for so long that the broker would soon take the messages back by force.
     HeldTooLong(SinkError),
+    /// Another replica has taken over the queue, and gets these messages.
+    Fenced(SinkError),
     /// The channel is gone, or the drain is over.
     Cancelled,
 }
@@ -180,6 +182,7 @@ impl<S: Sink> Writer<S> {
                     return Ok(Ok(report));
                 }
                 Err(error) if error.class == Class::Poison => return Ok(Err(error)),
+                Err(error) if error.class == Class::TooLarge && part.len() > 1 => return Ok(Err(error)),
                 Err(error) => {
                     *again = true; // parts of a write that come after its commit may be missing
                     retry.after(error).await?;
@@ -285,6 +288,9 @@ impl<'a, S: Sink> Retry<'a, S> {
             ("code", error.code.clone()),
         ];
         metrics::counter!(names::RETRIES, &labels).increment(1);
+        if error.is_fenced() {
+            return Err(Interrupted::Fenced(error));
+        }
         if self.since.elapsed() > self.writer.hold_limit {
             return Err(Interrupted::HeldTooLong(error));
         }
@@ -293,7 +299,7 @@ impl<'a, S: Sink> Retry<'a, S> {
                 metrics::counter!(names::DEADLOCKS, "data_type" => data_type).increment(1);
                 self.conflict.pause()
             }
-            Class::Transient => {
+            Class::Transient | Class::TooLarge => {
                 let pause = self.outage.pause();
                 warn!(
                     data_type,

@@ -11,6 +11,8 @@ const CLASSES: &[(&str, Class)] = &[
     ("Neo.TransientError.Transaction.Outdated", Class::Conflict),
     ("Neo.TransientError.Transaction.ConstraintsChanged", Class::Conflict),
     ("Neo.ClientError.Statement.EntityNotFound", Class::Conflict), // deleted by somebody between two of our reads
+    // db.memory.transaction.max, or what is left of the total: half of the batch may do.
+    ("Neo.TransientError.General.MemoryPoolOutOfMemoryError", Class::TooLarge),
     // The server is away, busy or out of something. The predecessors took most of these for poison (contract §5.7).
     ("Neo.TransientError", Class::Transient),
     ("Neo.DatabaseError", Class::Transient),
@@ -68,13 +70,14 @@ mod tests {
                 Class::Conflict,
             ),
             (
-                "Neo.TransientError.General.DatabaseUnavailable Neo.TransientError.General.MemoryPoolOutOfMemoryError \
+                "Neo.TransientError.General.DatabaseUnavailable \
                  Neo.ClientError.Transaction.Terminated Neo.ClientError.Transaction.LockClientStopped \
                  Neo.ClientError.Transaction.TransactionTimedOut Neo.ClientError.Transaction.TransactionTimedOutClientConfiguration \
                  Neo.DatabaseError.General.OutOfMemoryError Neo.DatabaseError.General.UnknownError Neo.ClientError.Cluster.NotALeader \
                  Neo.ClientError.General.ForbiddenOnReadOnlyDatabase Neo.ClientError.Security.AuthorizationExpired",
                 Class::Transient,
             ),
+            ("Neo.TransientError.General.MemoryPoolOutOfMemoryError", Class::TooLarge),
             (
                 "Neo.ClientError.Statement.TypeError Neo.ClientError.Statement.ArgumentError \
                  Neo.ClientError.Schema.ConstraintValidationFailed Neo.DatabaseError.Statement.ExecutionFailed",

@@ -2,7 +2,8 @@
 //!
 //! Each `extraction_complete` adds its type to the run's node, in one statement under that node's lock; the last one
 //! raises `requested`. The work itself runs beside the pipelines, in one replica (a lease on the node), until `completed`
-//! has caught up; so a restart resumes it, and a signal that comes while it runs makes it run once more.
+//! has caught up; so a restart resumes it, and a signal that comes while it runs makes it run once more. One that is repeated
+//! when all is done changes nothing.
 
 use std::time::Duration;
 
@@ -44,8 +45,9 @@ pub fn signal(data_type: DataType, run: &ExtractionComplete) -> Query {
          SET r.touched = datetime()
          WITH r WHERE $started >= r.started
          SET r.signals = CASE WHEN $started > r.started THEN [] ELSE r.signals END, r.started = $started
+         WITH r, size(r.signals) < size($types) OR r.requested > r.completed AS open
          SET r.signals = [t IN $types WHERE t = $type OR t IN r.signals]
-         SET r.requested = r.requested + CASE WHEN size(r.signals) = size($types) THEN 1 ELSE 0 END
+         SET r.requested = r.requested + CASE WHEN open AND size(r.signals) = size($types) THEN 1 ELSE 0 END
          MERGE (c:ExtractionCompletion {version: $version}) ON CREATE SET c.created_at = datetime()
          SET c.signals = r.signals, c.updated_at = datetime()",
     )

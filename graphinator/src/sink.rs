@@ -63,7 +63,7 @@ impl Neo4jSink {
         claim: &Claim,
     ) -> Result<WriteReport, SinkError> {
         let mut transaction = self.connector.graph()?.start_txn().await.map_err(|e| self.failed(&e))?;
-        let written = write(&mut transaction, data_type, batch).await;
+        let written = write(&mut transaction, data_type, batch, again).await;
         let Written { report, rest, removed, fresh } = written.map_err(|e| self.failed(&e))?;
         if !fresh {
             // An attempt that was given up, and had committed after all.
@@ -125,7 +125,9 @@ impl Sink for Neo4jSink {
         }
         // The very statements of a write, on nothing: what this server or user can't do is found before records are fetched.
         let prune = prune::statement(data_type, &[]);
-        for statement in [statements::check(data_type, &[]), prune, statements::write(data_type, &[], Edge::Merge)] {
+        for statement in
+            [statements::check(data_type, &[], false), prune, statements::write(data_type, &[], Edge::Merge)]
+        {
             graph.run(statement).await.map_err(|e| self.failed(&e))?;
         }
         Ok(())
@@ -216,9 +218,10 @@ async fn write<'a>(
     transaction: &mut Txn,
     data_type: DataType,
     batch: &[&'a Record<Payload>],
+    again: bool,
 ) -> Result<Written<'a>, neo4rs::Error> {
     let check = Instant::now();
-    let mut rows = transaction.execute(statements::check(data_type, batch)).await?;
+    let mut rows = transaction.execute(statements::check(data_type, batch, again)).await?;
     let mut found = Found::default();
     while let Some(row) = rows.next(&mut *transaction).await? {
         found = row.to()?;

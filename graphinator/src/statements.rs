@@ -22,12 +22,16 @@ const ARTIST_URL: &str = "https://api.discogs.com/artists/";
 /// Compares hashes on the server. Returns the positions of records that are there with the same hash (`unchanged`), of
 /// those there with another one (`changed`), whose edges must be pruned, and of nodes that have no hash but edges that only
 /// such a record has (`bare`). An empty hash is never equal (contract, D.3). Notes on the way that all of them were seen.
-pub fn check(data_type: DataType, records: &[&Record<Payload>]) -> Query {
+///
+/// What was delivered before (`again`) may be in the hands of a replica that has lost its turn and is about to commit. Its nodes are
+/// locked first, which waits for that.
+pub fn check(data_type: DataType, records: &[&Record<Payload>], again: bool) -> Query {
     let label = label(data_type);
+    let lock = if again { "SET n._v = n._v WITH i, n" } else { "" };
     query(&format!(
         "FOREACH (_ IN CASE WHEN size($ids) > 0 THEN [1] ELSE [] END | CREATE (:IngestSeen {{type: $type, at: timestamp(), ids: $ids}})) \
          WITH 1 AS one UNWIND range(0, size($ids) - 1) AS i \
-         MATCH (n:{label} {{id: $ids[i]}}) USING INDEX n:{label}(id) \
+         MATCH (n:{label} {{id: $ids[i]}}) USING INDEX n:{label}(id) {lock} \
          WITH i, n, CASE WHEN n.sha256 IS NULL THEN 0 WHEN n.sha256 = $hashes[i] AND $hashes[i] <> '' THEN 1 ELSE 2 END AS is \
          RETURN collect(CASE WHEN is = 1 THEN i END) AS unchanged, collect(CASE WHEN is = 2 THEN i END) AS changed, \
          collect(CASE WHEN is = 0 AND (EXISTS {{ (n)-[:BY|IS|ON|DERIVED_FROM]->() }} OR EXISTS {{ (n)<-[:CREDITED_ON]-() }}) THEN i END) AS bare"

@@ -27,6 +27,9 @@ const CHUNK: usize = 500;
 /// A database's clock that is behind the extractor's by more than this says nothing about when the run began.
 const CLOCK: Duration = Duration::from_secs(60);
 
+/// A note bears the time when its batch began; it is committed later, by no more than this, in milliseconds.
+const UNDER_WAY: i64 = 600_000;
+
 /// Ids of records. Discogs' are numbers, of which a bitmap holds tens of millions in a few megabytes.
 #[derive(Default)]
 struct Ids {
@@ -132,8 +135,12 @@ async fn compare(
     max_fraction: f64,
 ) -> Result<(&'static str, String), SinkError> {
     let mut seen = Ids::default();
-    let mut newest = request.started - request.behind;
-    read_seen(graph, data_type, &mut newest, &mut seen).await?;
+    let started = request.started - request.behind;
+    let mut newest = started;
+    let mut rows = graph.execute(batches_since(data_type, newest)).await.map_err(|e| classify(&e))?;
+    while let Some(row) = rows.next().await.map_err(|e| classify(&e))? {
+        newest = newest.max(note(&row, &mut seen).map_err(|e| classify(&neo4rs::Error::DeserializationError(e)))?);
+    }
     let (total, vanished) = unseen(graph, data_type, &seen).await?;
     let count = vanished.len();
     if count > 0 && count as f64 / total as f64 >= max_fraction {
@@ -147,26 +154,23 @@ async fn compare(
     }
     let ids: Vec<String> = vanished.iter().collect();
     for chunk in ids.chunks(CHUNK) {
-        // A record that comes back just now is none that vanished.
-        read_seen(graph, data_type, &mut newest, &mut seen).await?;
-        let chunk: Vec<String> = chunk.iter().filter(|id| !seen.contains(id)).cloned().collect();
-        strip(graph, data_type, &chunk).await.map_err(|e| classify(&e))?;
+        strip(graph, data_type, chunk, started.max(newest - UNDER_WAY), &mut seen).await.map_err(|e| classify(&e))?;
     }
     info!(data_type = data_type.name(), count, "🧹 Removed {count} {data_type} that the run did not bring");
     Ok(("deleted", format!("removed {count} of {total}")))
 }
 
-/// Adds what batches have seen since `newest`, which moves on.
-async fn read_seen(graph: &Graph, data_type: DataType, newest: &mut i64, seen: &mut Ids) -> Result<(), SinkError> {
-    let batches = query("MATCH (s:IngestSeen {type: $type}) WHERE s.at >= $from RETURN s.at AS at, s.ids AS ids")
+/// The notes of batches since then.
+fn batches_since(data_type: DataType, from: i64) -> Query {
+    query("MATCH (s:IngestSeen {type: $type}) WHERE s.at >= $from RETURN s.at AS at, s.ids AS ids")
         .param("type", data_type.name())
-        .param("from", *newest);
-    let mut rows = graph.execute(batches).await.map_err(|e| classify(&e))?;
-    while let Some(row) = rows.next().await.map_err(|e| classify(&e))? {
-        *newest = (*newest).max(get(&row, "at")?);
-        get::<Vec<String>>(&row, "ids")?.iter().for_each(|id| seen.insert(id));
-    }
-    Ok(())
+        .param("from", from)
+}
+
+/// Adds what one batch has seen; returns when.
+fn note(row: &neo4rs::Row, seen: &mut Ids) -> Result<i64, neo4rs::DeError> {
+    row.get::<Vec<String>>("ids")?.iter().for_each(|id| seen.insert(id));
+    row.get("at")
 }
 
 /// How many records there are, and which of them were not seen.
@@ -192,8 +196,15 @@ async fn unseen(graph: &Graph, data_type: DataType, seen: &Ids) -> Result<(u64, 
     Ok((total, vanished))
 }
 
-/// Takes back all that these records brought.
-async fn strip(graph: &Graph, data_type: DataType, ids: &[String]) -> Result<(), neo4rs::Error> {
+/// Takes back all that these records brought. A record that comes back just now is none that vanished: who brings it has its
+/// node locked, or waits for us. (Notes since `from` may be new.)
+async fn strip(
+    graph: &Graph,
+    data_type: DataType,
+    ids: &[String],
+    from: i64,
+    seen: &mut Ids,
+) -> Result<(), neo4rs::Error> {
     let properties = match data_type {
         DataType::Artists => "n.name = NULL, n.resource_url = NULL, n.releases_url = NULL",
         DataType::Labels => "n.name = NULL",
@@ -206,6 +217,14 @@ async fn strip(graph: &Graph, data_type: DataType, ids: &[String]) -> Result<(),
     };
     let label = label(data_type);
     let mut transaction = graph.start_txn().await?;
+    let lock = format!("UNWIND $ids AS id MATCH (n:{label} {{id: id}}) USING INDEX n:{label}(id) SET n._v = n._v");
+    transaction.run(query(&lock).param("ids", ids.to_vec())).await?;
+    let mut rows = transaction.execute(batches_since(data_type, from)).await?;
+    while let Some(row) = rows.next(&mut transaction).await? {
+        note(&row, seen)?;
+    }
+    let ids: Vec<String> = ids.iter().filter(|id| !seen.contains(id)).cloned().collect();
+    let ids = ids.as_slice();
     let mut removed = Removed::default();
     let mut rows = transaction.execute(prune::everything(data_type, ids)).await?;
     while let Some(row) = rows.next(&mut transaction).await? {

@@ -10,6 +10,8 @@ const CLASSES: &[(&str, Class)] = &[
     ("22", Class::Poison), // data exceptions: bad JSON, bad encoding, NUL, numbers out of range
     ("23", Class::Poison), // integrity constraints
     ("54", Class::Poison), // limits: a name too long for its index (54000), JSON nested too deep (54001)
+    // NOT NULL of a column that is not ours: none of ours is ever null, so no record could be written.
+    ("23502", Class::Fatal),
     // Lost a race; rolled back, so again at once.
     ("40001", Class::Conflict),
     ("40P01", Class::Conflict),

@@ -70,8 +70,8 @@ fn upsert_statement(table: DataType) -> String {
     )
 }
 
-/// Finds the claim, if it still is the last one.
-const OWNER: &str = "/* tableinator fence */ SELECT FROM ingest_owners WHERE queue = $1 AND owner = $2";
+/// Finds the claim, if it still is the last one, and keeps it so until the commit: the next claim waits for it.
+const OWNER: &str = "/* tableinator fence */ SELECT FROM ingest_owners WHERE queue = $1 AND owner = $2 FOR SHARE";
 
 impl Sink for PostgresSink {
     type Payload = Year;
@@ -277,7 +277,7 @@ async fn write(
         report.unchanged = batch.len() - report.inserted - report.updated;
         clock.end("upsert");
     }
-    // Last, when this transaction holds the locks of its rows: whoever claims the queue after this waits for them.
+    // Last, when this transaction holds the locks of its rows.
     if transaction.query_opt(&owner, &[&claim.queue, &claim.owner]).await?.is_none() {
         return Ok(None); // dropping the transaction rolls it back
     }

@@ -199,6 +199,17 @@ async fn signals_of_different_versions_do_not_add_up() -> Result<(), Error> {
         stage.publish(t, [signal("20260201")]).await?;
     }
     eventually("maintained", async || Ok(column(&graph, lonely).await?.is_empty())).await?;
+    // Once for a run: signals that are repeated when all is done ask for nothing.
+    let asked =
+        "MATCH (r:IngestRun {version: '20260201'}) WHERE r.requested = r.completed RETURN toString(r.requested) AS x";
+    eventually("noted as done", async || Ok(column(&graph, asked).await? == ["1"])).await?;
+    for t in [a, b, c, d] {
+        stage.publish(t, [signal("20260201")]).await?;
+    }
+    for (t, count) in [(a, 3.0), (b, 3.0), (c, 2.0), (d, 2.0)] {
+        controlled(&mut worker, t, count).await?;
+    }
+    assert_eq!(column(&graph, asked).await?, ["1"]);
     stop_clean(&stage, "graphinator", worker).await?;
     stage.clean_up().await
 }
@@ -236,6 +247,26 @@ async fn an_orderly_stop_gives_nothing_back() -> Result<(), Error> {
     eventually("done", async || Ok(one::<i64>(&client, "SELECT count(*) FROM releases").await? == 1500)).await?;
     worker.until("acknowledged", PATIENCE, |w| w.metric("unacked_deliveries", &[]) == 0.0).await?;
     assert_eq!(worker.metric("redelivered_total", &[]), 0.0);
+    stop_clean(&stage, "tableinator", worker).await?;
+    stage.clean_up().await
+}
+
+/// A column that somebody added and that must not be null is no record's fault: nothing is dead-lettered, and it goes on when that
+/// is mended.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_refuses_every_record_dead_letters_none() -> Result<(), Error> {
+    let stage = Stage::new("foreigncolumn").await?;
+    let mut worker = stage.start("tableinator", &[]).await?;
+    let client = stage.postgres().await?;
+    client.batch_execute("ALTER TABLE artists ADD COLUMN region TEXT NOT NULL").await?;
+    stage.publish(DataType::Artists, records(0..50)).await?;
+    let unready = |w: &Worker| w.get("/ready").is_ok_and(|(code, body)| code == 503 && body.contains("23502"));
+    worker.until("unready", PATIENCE, unready).await?;
+    assert_no_dead_letters(&stage, "tableinator").await?;
+    client.batch_execute("ALTER TABLE artists DROP COLUMN region").await?;
+    settled(&mut worker, 50).await?;
+    worker.ready().await?;
+    assert_eq!(one::<i64>(&client, "SELECT count(*) FROM artists").await?, 50);
     stop_clean(&stage, "tableinator", worker).await?;
     stage.clean_up().await
 }
