@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use common::amqp::declare;
 use common::{DataType, Topology};
-use lapin::options::QueuePurgeOptions;
+use futures_util::StreamExt;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueuePurgeOptions};
+use lapin::types::FieldTable;
 use tokio::time::sleep;
 
 use super::{Options, Spread, cpu, directory};
@@ -130,6 +132,30 @@ impl<'a> Bench<'a> {
         })
     }
 
+    /// Takes everything out of the queue and does nothing with it: what the broker alone costs, and how fast it is.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn consume(&self, prefetch: u16, ack_every: u64) -> Result<Drained, Error> {
+        self.fill().await?;
+        let channel = self.services.broker().await?.create_channel().await?;
+        channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+        let queue = self.topology.queue.as_str();
+        let (before, started) = (cpu::seconds(self.servers[0]), Instant::now());
+        let options = BasicConsumeOptions::default();
+        let mut consumer = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await?;
+        let count = self.bodies.len() as u64;
+        for taken in 1..=count {
+            let delivery = consumer.next().await.ok_or("the consumer ended")??;
+            if taken % ack_every == 0 || taken == count {
+                channel.basic_ack(delivery.delivery_tag, BasicAckOptions { multiple: true }).await?;
+            }
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        let broker = (cpu::seconds(self.servers[0]) - before) * 1e6 / count as f64;
+        Ok(Drained { rate: count as f64 / seconds, cost: Cost { broker, ..Cost::default() } })
+    }
+
     fn spent(&self, worker: &Worker) -> [f64; 3] {
         [worker.pid(), self.servers[0], self.servers[1]].map(cpu::seconds)
     }
@@ -148,15 +174,14 @@ pub async fn run(services: &Services, options: &Options, worker: &'static str) -
     let binary = demo::binary(worker)?;
     for data_type in options.types() {
         let bench = Bench::new(services, worker, data_type, options.scaled(records(worker, data_type))).await?;
-        let (mut first, mut unchanged) = (Vec::new(), Vec::new());
+        let (mut first, mut unchanged, mut consumed) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..options.rounds {
+            consumed.push(bench.consume(1500, 500).await?);
             demo::empty(services).await?;
             first.push(bench.drain(&binary, &[]).await?);
-            if options.rounds > 1 {
-                unchanged.push(bench.drain(&binary, &[]).await?);
-            }
+            unchanged.push(bench.drain(&binary, &[]).await?);
         }
-        for (what, drained) in [("first load", first), ("unchanged", unchanged)] {
+        for (what, drained) in [("only acked", consumed), ("first load", first), ("unchanged", unchanged)] {
             let rate = Spread::of(drained.iter().map(|d| d.rate).collect());
             let median = |of: fn(&Cost) -> f64| Spread::of(drained.iter().map(|d| of(&d.cost)).collect()).median;
             println!(
