@@ -12,6 +12,7 @@
 //! One task owns all of this for its queue; only the writes run beside it.
 
 use std::collections::HashSet;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -120,6 +121,9 @@ impl<S: Sink> Subscription<'_, S> {
         let shutdown = self.queue.shutdown.clone();
         let mut look = interval(watch::LOOK);
         let mut depth = interval(watch::DEPTH);
+        // One timer for all batches. Setting a timer may wake the thread that waits for the next one to expire, which for each message
+        // would cost more than the message.
+        let mut flush = pin!(sleep_until(Instant::now()));
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         depth.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -129,6 +133,9 @@ impl<S: Sink> Subscription<'_, S> {
             }
             let reading = !self.exhausted && self.waiting.is_none() && self.control.is_none();
             let deadline = self.batcher.deadline().filter(|_| self.waiting.is_none());
+            if let Some(deadline) = deadline.filter(|deadline| *deadline != flush.deadline()) {
+                flush.as_mut().reset(deadline);
+            }
             let turn = tokio::select! {
                 biased; // finishing comes before starting
                 Some(done) = self.tasks.join_next() => self.settle(done).await,
@@ -140,7 +147,7 @@ impl<S: Sink> Subscription<'_, S> {
                     self.exhausted = true;
                     Ok(())
                 }
-                () = at(deadline) => {
+                () = &mut flush, if deadline.is_some() => {
                     self.close(Trigger::Deadline);
                     Ok(())
                 }

@@ -103,12 +103,12 @@ impl<'a> Bench<'a> {
     ///
     /// # Errors
     /// If it does not.
-    pub async fn drain(&self, binary: &Path, settings: &[(&str, &str)]) -> Result<Drained, Error> {
+    pub async fn drain(&self, binary: &Path, settings: &[(String, String)]) -> Result<Drained, Error> {
         self.fill().await?;
         let mut env: BTreeMap<String, String> = self.services.0.clone();
         env.insert("DISCOGS_EXCHANGE_PREFIX".to_owned(), PREFIX.to_owned());
         env.insert("LOG_LEVEL".to_owned(), "INFO".to_owned());
-        env.extend(settings.iter().map(|(name, value)| (name.to_string(), value.to_string())));
+        env.extend(settings.iter().cloned());
         let mut worker = Worker::start(binary, &env, &directory()?.join(format!("{}.log", self.worker)))?;
         let count = self.bodies.len() as f64;
         worker.until("at work", PATIENCE, |w| w.metric("records_received_total", &[]) > 0.0).await?;
@@ -178,8 +178,8 @@ pub async fn run(services: &Services, options: &Options, worker: &'static str) -
         for _ in 0..options.rounds {
             consumed.push(bench.consume(1500, 500).await?);
             demo::empty(services).await?;
-            first.push(bench.drain(&binary, &[]).await?);
-            unchanged.push(bench.drain(&binary, &[]).await?);
+            first.push(bench.drain(&binary, &options.settings).await?);
+            unchanged.push(bench.drain(&binary, &options.settings).await?);
         }
         for (what, drained) in [("only acked", consumed), ("first load", first), ("unchanged", unchanged)] {
             let rate = Spread::of(drained.iter().map(|d| d.rate).collect());

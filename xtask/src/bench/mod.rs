@@ -22,6 +22,9 @@ pub struct Options {
     /// Only these types [default: all]
     #[arg(long = "type", value_name = "TYPE", value_parser = data_type)]
     types: Vec<DataType>,
+    /// A setting of the workers, NAME=VALUE
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
+    settings: Vec<(String, String)>,
     /// Rounds; the medians are told
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -53,6 +56,11 @@ impl Options {
     fn includes(&self, part: Part) -> bool {
         self.parts.is_empty() || self.parts.contains(&part)
     }
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("give NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 fn data_type(text: &str) -> Result<DataType, String> {
