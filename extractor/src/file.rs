@@ -118,18 +118,23 @@ pub async fn extract(shared: &Arc<Shared>, input: Input, progress: Arc<FileProgr
     });
     let broker = publish::broker(&shared.broker);
     let target = Target::new(&shared.broker.prefix, data_type, &shared.workers);
+    // The queues are looked at by another connection: one whose publisher is held back by the broker gets no answers either.
+    let looking = publish::broker(&shared.broker);
     let watch = FileWatch { file: Arc::clone(&progress), progress: Arc::clone(&shared.progress) };
     let mut publisher = Publisher::new(Arc::clone(&broker), target.clone(), shared.compression, watch);
     let published = tokio::select! {
         published = publish_all(&mut publisher, &mut chunks, &progress) => published.map_err(FileError::from),
-        queue = missing_queue(&broker, &target) => Err(FileError::QueueDeleted(queue)),
+        queue = missing_queue(&looking, &target) => Err(FileError::QueueDeleted(queue)),
         () = shared.stop.cancelled() => Err(FileError::Interrupted),
     };
     let published = match published {
-        Ok(()) | Err(FileError::Publish(_)) => match target.missing(&broker).await {
-            Some(queue) => Err(FileError::QueueDeleted(queue)),
-            None => published,
-        },
+        // Whoever interrupts a run may do so because a queue is gone.
+        Ok(()) | Err(FileError::Publish(_) | FileError::Interrupted) => {
+            match timeout(LAST_CONFIRMS, target.missing(&looking)).await {
+                Ok(Some(queue)) => Err(FileError::QueueDeleted(queue)),
+                Ok(None) | Err(_) => published,
+            }
+        }
         other => other,
     };
     drop(chunks); // a reader that still reads finds nobody there
@@ -155,6 +160,7 @@ pub async fn extract(shared: &Arc<Shared>, input: Input, progress: Arc<FileProgr
     });
     // A broker that does not answer need not hear of the end.
     let _ = timeout(LAST_CONFIRMS, broker.close()).await;
+    let _ = timeout(LAST_CONFIRMS, looking.close()).await;
     outcome
 }
 

@@ -206,9 +206,18 @@ async fn a_connection_that_is_cut_again_and_again_loses_nothing() -> Result<(), 
 /// Two extractors that nobody listens to, at the same time, since both try again for half a minute.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_nobody_gets_is_an_error() -> Result<(), Error> {
-    let (unbound, only, one_of_two) =
-        tokio::join!(no_queue_at_all(), a_queue_deleted_in_mid_run(ONE), a_queue_deleted_in_mid_run(BOTH));
+    let (unbound, only, one_of_two) = tokio::join!(
+        no_queue_at_all(),
+        a_queue_deleted_in_mid_run(ONE, false),
+        a_queue_deleted_in_mid_run(BOTH, false)
+    );
     unbound.and(only).and(one_of_two)
+}
+
+/// Whoever stops a run because a queue is gone must not make the next one go on behind what went with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_stopped_after_a_queue_was_deleted_begins_anew() -> Result<(), Error> {
+    a_queue_deleted_in_mid_run(BOTH, true).await
 }
 
 async fn no_queue_at_all() -> Result<(), Error> {
@@ -229,8 +238,8 @@ async fn no_queue_at_all() -> Result<(), Error> {
 }
 
 /// Also if another queue still takes every message, so that the broker returns none.
-async fn a_queue_deleted_in_mid_run(workers: &'static str) -> Result<(), Error> {
-    let mut job = Job::new("gone", workers).await?;
+async fn a_queue_deleted_in_mid_run(workers: &'static str, stopped: bool) -> Result<(), Error> {
+    let mut job = Job::new(if stopped { "gonestopped" } else { "gone" }, workers).await?;
     let expected = job.folder.generate(3000, 36)?;
     let proxy = job.through_proxy(SLOW).await?;
     let releases = DataType::Releases;
@@ -238,11 +247,20 @@ async fn a_queue_deleted_in_mid_run(workers: &'static str) -> Result<(), Error> 
     let mut running = job.start(&[])?;
     until_published(&mut running, releases, expected[releases.index()].len() / 3).await?;
     job.stage.channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await?;
+    if stopped {
+        running.signal("TERM")?;
+    }
     proxy.pace(FAST);
     let failure = format!("error: discogs_{MONTH}_releases.xml.gz: queue {queue} was deleted meanwhile");
     running.ended().await?.with(3).saying(&[&failure]).without(&["the workers were told"]);
     let state = job.state(MONTH)?;
     assert_eq!((state.files["releases"].mark.published, state.files["releases"].complete), (0, false));
+    if stopped {
+        job.stage.declare(ONE).await?;
+        job.run(&[]).await?.with(0);
+        job.take(ONE, releases).await?.assert_whole("releases", &expected[releases.index()])?;
+        return job.stage.clean_up().await;
+    }
     for t in [DataType::Artists, DataType::Labels, DataType::Masters] {
         let taken = job.take(ONE, t).await?;
         taken.assert_data(t.name(), &expected[t.index()]);
