@@ -48,7 +48,7 @@ fn known_statement(table: DataType) -> String {
     )
 }
 
-/// Marks rows as seen in themselves, and returns how many still have the same hash.
+/// Marks rows as seen in themselves.
 fn touch_statement(table: DataType) -> String {
     format!("/* tableinator touch */ UPDATE {table} SET updated_at = NOW() WHERE data_id = ANY($1::text[])")
 }

@@ -19,7 +19,7 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection};
 use neo4rs::{Graph, query};
 use tokio::sync::{Mutex, MutexGuard};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use xtask::feed;
 use xtask::process::Worker;
 use xtask::services::Services;
@@ -366,6 +366,21 @@ pub async fn stop_clean(stage: &Stage, name: &str, worker: Worker) -> Result<(),
     assert_eq!(status.code(), Some(0), "{name}");
     for data_type in DataType::ALL {
         assert_eq!(stage.ready_count(&stage.topology(name, data_type).queue).await?, 0, "{name} {data_type}");
+    }
+    Ok(())
+}
+
+/// Waits until it is so, for no longer than `limit`.
+///
+/// # Errors
+/// If it is not, or can't be found out.
+pub async fn within(limit: Duration, what: &str, check: impl AsyncFn() -> Result<bool, Error>) -> Result<(), Error> {
+    let deadline = Instant::now() + limit;
+    while !check().await? {
+        if Instant::now() > deadline {
+            return Err(format!("not {what} within {limit:?}").into());
+        }
+        sleep(Duration::from_millis(20)).await;
     }
     Ok(())
 }

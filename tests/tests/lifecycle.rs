@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::DataType;
-use integration_tests::stage::{binary, services, settled};
+use integration_tests::stage::{binary, services, settled, within};
 use integration_tests::{Error, Stage};
 use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions, QueueDeleteOptions};
@@ -1375,12 +1375,5 @@ fn assert_adds_up(report: &Value) {
 
 /// Waits until it is so.
 async fn eventually(what: &str, check: impl AsyncFn() -> Result<bool, Error>) -> Result<(), Error> {
-    let deadline = Instant::now() + PATIENCE;
-    while !check().await? {
-        if Instant::now() > deadline {
-            return Err(format!("not {what} within {PATIENCE:?}").into());
-        }
-        sleep(Duration::from_millis(50)).await;
-    }
-    Ok(())
+    within(PATIENCE, what, check).await
 }

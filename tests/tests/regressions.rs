@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::DataType;
 use integration_tests::oracle::{self, Messages};
 use integration_tests::proxy::Proxy;
-use integration_tests::stage::{by_type, controlled, services, settled, stop_clean};
+use integration_tests::stage::{by_type, controlled, services, settled, stop_clean, within};
 use integration_tests::states;
 use integration_tests::{Error, Stage};
 use neo4rs::{Graph, query};
@@ -54,14 +54,7 @@ async fn column(graph: &Graph, statement: &str) -> Result<Vec<String>, Error> {
 }
 
 async fn eventually(what: &str, check: impl AsyncFn() -> Result<bool, Error>) -> Result<(), Error> {
-    let deadline = Instant::now() + PATIENCE;
-    while !check().await? {
-        if Instant::now() > deadline {
-            return Err(format!("not {what} within {PATIENCE:?}").into());
-        }
-        sleep(Duration::from_millis(50)).await;
-    }
-    Ok(())
+    within(PATIENCE, what, check).await
 }
 
 async fn assert_no_dead_letters(stage: &Stage, worker: &str) -> Result<(), Error> {

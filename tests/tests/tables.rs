@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Datelike, Utc};
 use common::DataType;
 use integration_tests::oracle::{self, Messages};
-use integration_tests::stage::{PATIENT, controlled, controls, settled, stop_clean};
+use integration_tests::stage::{PATIENT, controlled, controls, settled, stop_clean, within};
 use integration_tests::states;
 use integration_tests::{Error, Stage};
 use serde_json::{Value, json};
@@ -561,13 +561,8 @@ async fn unchanged_rows_are_not_written() -> Result<(), Error> {
 
 /// Waits until a query counts one.
 async fn one_of(client: &Client, query: &str) -> Result<(), Error> {
-    for _ in 0..300 {
-        if client.query_one(query, &[]).await?.get::<_, i64>(0) == 1 {
-            return Ok(());
-        }
-        sleep(Duration::from_millis(50)).await;
-    }
-    Err(format!("never one: {query}").into())
+    let is_one = async || Ok(client.query_one(query, &[]).await?.get::<_, i64>(0) == 1);
+    within(Duration::from_secs(15), "one", is_one).await
 }
 
 /// A note locks no row, so batch and purge must keep each other away: what a batch has found unchanged is there afterwards.

@@ -21,7 +21,7 @@ use xtask::services::script;
 
 use crate::oracle::{self, TYPES};
 use crate::proxy::Proxy;
-use crate::stage::{DeadLetter, services};
+use crate::stage::{DeadLetter, services, within};
 use crate::states;
 use crate::{Error, Stage};
 use faults::{Fault, Held, Party};
@@ -410,12 +410,5 @@ fn judge_letters(
 
 /// Waits until it is so.
 pub async fn eventually(what: &str, check: impl AsyncFn() -> Result<bool, Error>) -> Result<(), Error> {
-    let deadline = Instant::now() + PATIENCE;
-    while !check().await? {
-        if Instant::now() > deadline {
-            return Err(format!("not {what} within {PATIENCE:?}").into());
-        }
-        sleep(Duration::from_millis(20)).await;
-    }
-    Ok(())
+    within(PATIENCE, what, check).await
 }
