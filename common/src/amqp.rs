@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions,
@@ -15,7 +15,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{Channel, Connection, ConnectionProperties, Consumer, ExchangeKind};
 use tokio::sync::Mutex;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::config::BrokerConfig;
 use crate::data_type::Topology;
@@ -24,6 +24,8 @@ use crate::settle::{AckFrame, Ledger};
 
 /// Longest wait for the broker's answer to anything: a frozen connection must not hold a queue's loop.
 const ANSWER: Duration = Duration::from_secs(15);
+/// How long deliveries that keep coming are left to gather: some dozens at full speed, and nothing beside a batch's flush interval.
+const GATHER: Duration = Duration::from_millis(1);
 /// Deliveries of one message before the broker gives up on it (contract §1.1).
 pub const DELIVERY_LIMIT: i32 = 20;
 
@@ -195,6 +197,8 @@ pub async fn declare(channel: &Channel, topology: &Topology) -> Result<(), Broke
 pub struct Source {
     channel: Channel,
     consumer: Consumer,
+    /// Whether something was delivered since the last look.
+    flowing: bool,
     /// Who may be acknowledged.
     pub ledger: Arc<Ledger>,
     monitor: Channel,
@@ -228,12 +232,24 @@ impl Source {
             arguments,
         ))
         .await?;
-        Ok(Source { channel, consumer, ledger: Ledger::new(), monitor, topology: topology.clone() })
+        Ok(Source { channel, consumer, flowing: false, ledger: Ledger::new(), monitor, topology: topology.clone() })
     }
 
     /// The next delivery; `None` when the consumer ended: cancelled by the broker, queue deleted, channel or connection lost.
+    ///
+    /// While deliveries keep coming, an empty moment is slept through instead of waited through: otherwise the client's thread wakes
+    /// this one, and this one goes to sleep, for each single message.
     pub async fn next(&mut self) -> Option<Result<Delivery, lapin::Error>> {
-        self.consumer.next().await
+        if let Some(delivery) = self.consumer.next().now_or_never() {
+            self.flowing = true;
+            return delivery;
+        }
+        if std::mem::take(&mut self.flowing) {
+            sleep(GATHER).await;
+        }
+        let delivery = self.consumer.next().await;
+        self.flowing = true;
+        delivery
     }
 
     /// Whether the channel still stands, as far as the client knows.
@@ -275,10 +291,12 @@ impl Source {
         answered(self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default())).await
     }
 
-    /// Closes the channel: the broker takes back whatever was not acknowledged.
-    pub async fn close(self) {
-        let _ = answered(self.channel.close(200, "done".into())).await;
+    /// Closes the channel: the broker takes back whatever was not acknowledged. Returns whether the broker has answered, so that it
+    /// has heard of every acknowledgement.
+    pub async fn close(self) -> bool {
+        let closed = answered(self.channel.close(200, "done".into())).await;
         let _ = answered(self.monitor.close(200, "done".into())).await;
+        closed.is_ok()
     }
 }
 

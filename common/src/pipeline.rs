@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use lapin::message::Delivery;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -36,8 +36,8 @@ use crate::turn::{Claim, Turn};
 use crate::watch;
 use crate::writer::{Interrupted, Writer};
 
-/// For so long a hand-over waits after the subscription. A broker that is told to cancel a consumer while it is just filling it
-/// takes some of these messages back before others, and they come again in another order.
+/// For so long a hand-over or a shutdown waits after the subscription. A broker that is told to cancel a consumer while it is just
+/// filling it takes some of these messages back before others, and they come again in another order.
 const FIRST: Duration = Duration::from_secs(1);
 
 /// What one of the tasks beside the loop did.
@@ -64,6 +64,8 @@ struct Subscription<'a, S: Sink> {
     draining: bool,
     /// All that was fetched is read, or there is no time left to.
     exhausted: bool,
+    /// All that was fetched is read.
+    all_read: bool,
     /// In a shutdown, the time after which nothing is read any more.
     read_until: Option<Instant>,
     subscribed: Instant,
@@ -106,6 +108,7 @@ pub async fn run<S: Sink>(queue: &Queue<S>, topology: &Topology, turn: &Turn, cl
         in_flight: HashSet::new(),
         draining: false,
         exhausted: false,
+        all_read: false,
         read_until: None,
         subscribed: Instant::now(),
         last_delivery: Instant::now(),
@@ -136,13 +139,12 @@ impl<S: Sink> Subscription<'_, S> {
             if let Some(deadline) = deadline.filter(|deadline| *deadline != flush.deadline()) {
                 flush.as_mut().reset(deadline);
             }
+            let settled = self.subscribed.elapsed() > FIRST;
             let turn = tokio::select! {
                 biased; // finishing comes before starting
                 Some(done) = self.tasks.join_next() => self.settle(done).await,
-                () = shutdown.cancelled(), if self.read_until.is_none() => self.stop().await,
-                () = self.turn.hand_over.cancelled(), if !self.draining && self.subscribed.elapsed() > FIRST => {
-                    self.drain().await
-                }
+                () = shutdown.cancelled(), if self.read_until.is_none() && settled => self.stop().await,
+                () = self.turn.hand_over.cancelled(), if !self.draining && settled => self.drain().await,
                 () = at(self.read_until), if !self.exhausted => {
                     self.exhausted = true;
                     Ok(())
@@ -171,7 +173,7 @@ impl<S: Sink> Subscription<'_, S> {
             Some(Ok(delivery)) => delivery,
             Some(Err(e)) => return Err(End::Lost(e.to_string())),
             None if self.draining => {
-                self.exhausted = true;
+                (self.exhausted, self.all_read) = (true, true);
                 return Ok(());
             }
             None => return Err(End::Lost("the consumer was cancelled or its channel closed".to_owned())),
@@ -419,6 +421,11 @@ impl<S: Sink> Subscription<'_, S> {
         for name in [names::UNACKED, names::QUEUE_READY] {
             metrics::gauge!(name, "data_type" => self.queue.data_type.name()).set(0.0);
         }
-        self.source.close().await;
+        let heard = self.source.close().await;
+        if heard && self.all_read && returned == 0 {
+            let Writer { sink, claim, write_timeout, .. } = &self.writer;
+            // If that fails, the next owner may fetch more at a time than it is set to; nothing else.
+            let _ = timeout(*write_timeout, sink.resign(claim)).await;
+        }
     }
 }

@@ -138,7 +138,7 @@ async fn subscribe<S: Sink>(queue: &Queue<S>, topology: &Topology) -> Result<(Tu
     let turn = Turn::wait(&queue.broker, topology, queue.data_type, &queue.turns, waiting).await;
     let turn = turn.map_err(|e| End::Lost(e.to_string()))?;
     queue.status.consuming(queue.data_type, false); // and not on standby any more
-    let claim = Claim::new(&topology.queue);
+    let claim = Claim::new(&topology.queue, queue.config.prefetch);
     let lost = || End::Lost("the broker took the turn back".to_owned());
     // Right before the claim, which would stop whoever has the turn by now.
     let source = if turn.is_granted().await { open(queue, topology, &claim).await } else { Err(lost()) };
@@ -162,12 +162,22 @@ async fn prepare<S: Sink>(queue: &Queue<S>) -> Result<(), SinkError> {
     queue.sink.prepare(queue.data_type).await
 }
 
-/// Takes the right to write in the database before anything is fetched.
+/// Takes the right to write in the database before anything is fetched. What earlier owners left behind must fit into the prefetch: if this
+/// one took only some of it and died, the broker would put that behind the rest, and versions of a record would change places.
 async fn open<S: Sink>(queue: &Queue<S>, topology: &Topology, claim: &Claim) -> Result<Source, End> {
     let limit = queue.config.write_timeout;
     let claimed = timeout(limit, queue.sink.claim(claim)).await.unwrap_or_else(|_| Err(SinkError::timeout(limit)));
-    claimed.map_err(End::Paused)?;
-    let source = Source::open(&queue.broker, topology, queue.config.prefetch, queue.config.hold_limit * 2).await;
+    let prefetch = claimed.map_err(End::Paused)?;
+    if prefetch > claim.prefetch {
+        warn!(
+            queue = topology.queue,
+            prefetch,
+            configured = claim.prefetch,
+            "👥 An earlier owner of this queue may have left more deliveries behind than RABBITMQ_PREFETCH: its prefetch is kept \
+             until the next orderly end, so that they stay in order"
+        );
+    }
+    let source = Source::open(&queue.broker, topology, prefetch, queue.config.hold_limit * 2).await;
     source.map_err(|e| End::Lost(e.to_string()))
 }
 

@@ -33,8 +33,13 @@ pub trait Sink: Send + Sync + 'static {
     /// record was fetched.
     fn prepare(&self, data_type: DataType) -> impl Future<Output = Result<(), SinkError>> + Send;
 
-    /// Takes the right to write what a queue delivers: from now on no transaction of an earlier claim can commit.
-    fn claim(&self, claim: &Claim) -> impl Future<Output = Result<(), SinkError>> + Send;
+    /// Takes the right to write what a queue delivers: from now on no transaction of an earlier claim can commit. Returns the largest
+    /// prefetch of this claim and the earlier ones since the last that was [resigned](Sink::resign): what they left behind fits
+    /// into it.
+    fn claim(&self, claim: &Claim) -> impl Future<Output = Result<u16, SinkError>> + Send;
+
+    /// Notes that this claim, and so those before it, left nothing behind: all that was delivered is acknowledged.
+    fn resign(&self, claim: &Claim) -> impl Future<Output = Result<(), SinkError>> + Send;
 
     /// Asks the database for a sign of life.
     fn ping(&self) -> impl Future<Output = Result<(), SinkError>> + Send;

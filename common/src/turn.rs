@@ -41,12 +41,14 @@ pub struct Claim {
     pub queue: String,
     /// The subscription, different each time.
     pub owner: String,
+    /// How many unacknowledged deliveries it asks for.
+    pub prefetch: u16,
 }
 
 impl Claim {
     /// A new one for this queue.
-    pub fn new(queue: &str) -> Self {
-        Claim { queue: queue.to_owned(), owner: format!("{:016x}", fastrand::u64(..)) }
+    pub fn new(queue: &str, prefetch: u16) -> Self {
+        Claim { queue: queue.to_owned(), owner: format!("{:016x}", fastrand::u64(..)), prefetch }
     }
 }
 

@@ -19,6 +19,7 @@ use tracing::{info, warn};
 use crate::connect::Connector;
 use crate::errors::classify;
 use crate::statements::label;
+use crate::vanished::Guards;
 use crate::{sweep, vanished};
 
 /// How long a replica may be silent before another one takes over its maintenance. If both go on, they do the same.
@@ -67,7 +68,7 @@ fn micros(time: &str) -> i64 {
 /// The maintenance of this worker's graph.
 pub struct Maintenance {
     connector: Connector,
-    max_delete_fraction: f64,
+    guards: Guards,
     requested: Notify,
     /// Tells replicas apart.
     owner: String,
@@ -75,14 +76,8 @@ pub struct Maintenance {
 
 impl Maintenance {
     /// `connector` is beside the pipelines' connections, with more patience.
-    /// A run that misses `max_delete_fraction` of a type's records or more removes none of them.
-    pub fn new(connector: Connector, max_delete_fraction: f64) -> Self {
-        Maintenance {
-            connector,
-            max_delete_fraction,
-            requested: Notify::new(),
-            owner: format!("{:016x}", fastrand::u64(..)),
-        }
+    pub fn new(connector: Connector, guards: Guards) -> Self {
+        Maintenance { connector, guards, requested: Notify::new(), owner: format!("{:016x}", fastrand::u64(..)) }
     }
 
     /// Something may be to do.
@@ -128,7 +123,7 @@ impl Maintenance {
         info!(version, "🏁 All data types complete — running post-import maintenance");
         let job = Job { graph, version, owner: &self.owner };
         tokio::select! {
-            done = job.run(self.max_delete_fraction) => done?,
+            done = job.run(&self.guards) => done?,
             lost = job.keep() => return Err(lost),
         }
         let done = query(
@@ -163,9 +158,9 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    async fn run(&self, max_delete_fraction: f64) -> Result<(), SinkError> {
+    async fn run(&self, guards: &Guards) -> Result<(), SinkError> {
         self.recheck().await?;
-        self.remove_vanished(max_delete_fraction).await?;
+        self.remove_vanished(guards).await?;
         self.recheck().await?;
         for data_type in DataType::ALL {
             self.remove_stubs(data_type).await?;
@@ -211,11 +206,11 @@ impl Job<'_> {
     }
 
     /// Records that the run did not bring.
-    async fn remove_vanished(&self, max_fraction: f64) -> Result<(), SinkError> {
+    async fn remove_vanished(&self, guards: &Guards) -> Result<(), SinkError> {
         loop {
             let Some(row) = one(&self.graph, vanished::requests(&self.version)).await? else { return Ok(()) };
             let request = row.to().map_err(|e| unreadable(&e))?;
-            vanished::remove(&self.graph, &request, max_fraction).await?;
+            vanished::remove(&self.graph, &request, guards).await?;
         }
     }
 

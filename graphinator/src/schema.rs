@@ -65,6 +65,7 @@ const OBJECTS: &[Object] = &[
     unique("ingest_run_version", "IngestRun", "version"),
     unique("ingest_pending_link_pair", "IngestPendingLink", "pair"),
     unique("ingest_owner_queue", "IngestOwner", "queue"),
+    unique("ingest_gate_type", "IngestGate", "type"),
     unique("ingest_vanished_key", "IngestVanished", "key"),
     unique("ingest_dead_letters_type", "IngestDeadLetters", "type"),
     range("ingest_seen_type", "IngestSeen", "type"),

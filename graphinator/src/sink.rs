@@ -20,6 +20,7 @@ use crate::maintenance::{self, Maintenance};
 use crate::prune::{self, Removed};
 use crate::record::{self, Payload};
 use crate::statements::Edge;
+use crate::vanished::Guards;
 use crate::{schema, statements, sweep};
 
 /// Longest wait for one statement of the maintenance: statistics of the largest genre read millions of releases.
@@ -40,7 +41,7 @@ impl Neo4jSink {
             connector: Connector::new(config.clone(), timeout),
             maintenance: Maintenance::new(
                 Connector::new(config.clone(), MAINTENANCE_TIMEOUT),
-                config.max_delete_fraction,
+                Guards { max_fraction: config.max_delete_fraction, batch_timeout: timeout },
             ),
             schema,
             preparing: Mutex::new(()),
@@ -133,8 +134,20 @@ impl Sink for Neo4jSink {
         Ok(())
     }
 
-    async fn claim(&self, claim: &Claim) -> Result<(), SinkError> {
-        self.run(statements::claim(claim)).await
+    async fn claim(&self, claim: &Claim) -> Result<u16, SinkError> {
+        let graph = self.connector.graph()?;
+        let claimed = async {
+            let mut rows = graph.execute(statements::claim(claim)).await?;
+            let largest = rows.next().await?.map(|row| row.get::<u16>("prefetch")).transpose()?;
+            // The end of the result tells whether it is committed.
+            while rows.next().await?.is_some() {}
+            Ok(largest.unwrap_or(claim.prefetch))
+        };
+        claimed.await.map_err(|e: neo4rs::Error| self.failed(&e))
+    }
+
+    async fn resign(&self, claim: &Claim) -> Result<(), SinkError> {
+        self.run(statements::resign(claim)).await
     }
 
     async fn ping(&self) -> Result<(), SinkError> {

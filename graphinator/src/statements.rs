@@ -24,26 +24,40 @@ const ARTIST_URL: &str = "https://api.discogs.com/artists/";
 /// such a record has (`bare`). An empty hash is never equal (contract, D.3). Notes on the way that all of them were seen.
 ///
 /// What was delivered before (`again`) may be in the hands of a replica that has lost its turn and is about to commit. Its nodes are
-/// locked first, which waits for that.
+/// locked first, which waits for that; likewise while the [gate](crate::gate) is closed.
 pub fn check(data_type: DataType, records: &[&Record<Payload>], again: bool) -> Query {
     let label = label(data_type);
-    let lock = if again { "SET n._v = n._v WITH i, n" } else { "" };
     query(&format!(
         "FOREACH (_ IN CASE WHEN size($ids) > 0 THEN [1] ELSE [] END | CREATE (:IngestSeen {{type: $type, at: timestamp(), ids: $ids}})) \
-         WITH 1 AS one UNWIND range(0, size($ids) - 1) AS i \
-         MATCH (n:{label} {{id: $ids[i]}}) USING INDEX n:{label}(id) {lock} \
+         WITH 1 AS one OPTIONAL MATCH (g:IngestGate {{type: $type}}) WITH $again OR g IS NOT NULL AS lock \
+         UNWIND range(0, size($ids) - 1) AS i \
+         MATCH (n:{label} {{id: $ids[i]}}) USING INDEX n:{label}(id) \
+         FOREACH (_ IN CASE WHEN lock THEN [1] ELSE [] END | SET n._v = n._v) \
          WITH i, n, CASE WHEN n.sha256 IS NULL THEN 0 WHEN n.sha256 = $hashes[i] AND $hashes[i] <> '' THEN 1 ELSE 2 END AS is \
          RETURN collect(CASE WHEN is = 1 THEN i END) AS unchanged, collect(CASE WHEN is = 2 THEN i END) AS changed, \
          collect(CASE WHEN is = 0 AND (EXISTS {{ (n)-[:BY|IS|ON|DERIVED_FROM]->() }} OR EXISTS {{ (n)<-[:CREDITED_ON]-() }}) THEN i END) AS bare"
     ))
     .param("type", data_type.name())
+    .param("again", again)
     .param("ids", list(records.iter().map(|r| r.id.as_str())))
     .param("hashes", list(records.iter().map(|r| r.hash.as_str())))
 }
 
-/// Takes the right to write what a queue delivers.
+/// Takes the right to write what a queue delivers; returns the largest prefetch since the last claim that was resigned.
 pub fn claim(claim: &Claim) -> Query {
-    query("MERGE (o:IngestOwner {queue: $queue}) SET o.owner = $owner, o.since = datetime()")
+    query(
+        "MERGE (o:IngestOwner {queue: $queue}) SET o.owner = $owner, o.since = datetime(),
+           o.prefetch = CASE WHEN o.prefetch > $prefetch THEN o.prefetch ELSE $prefetch END
+         RETURN o.prefetch AS prefetch",
+    )
+    .param("queue", claim.queue.as_str())
+    .param("owner", claim.owner.as_str())
+    .param("prefetch", i64::from(claim.prefetch))
+}
+
+/// Gives that right back, with nothing left behind.
+pub fn resign(claim: &Claim) -> Query {
+    query("MATCH (o:IngestOwner {queue: $queue, owner: $owner}) SET o.prefetch = 0")
         .param("queue", claim.queue.as_str())
         .param("owner", claim.owner.as_str())
 }

@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 use crate::errors::classify;
 use crate::prune::{self, Removed};
 use crate::statements::label;
-use crate::sweep;
+use crate::{gate, sweep};
 
 /// Nodes that are read at a time.
 const PAGE: i64 = 5000;
@@ -64,6 +64,15 @@ fn number(id: &str) -> Option<u32> {
     id.parse().ok().filter(|_| is_canonical)
 }
 
+/// What keeps records that a run did not bring from being removed.
+#[derive(Clone, Copy, Debug)]
+pub struct Guards {
+    /// A run that misses this share of a type's records or more removes none of them.
+    pub max_fraction: f64,
+    /// Longest transaction of a batch.
+    pub batch_timeout: Duration,
+}
+
 /// What one type of a complete run asks for.
 #[derive(serde::Deserialize)]
 pub struct Request {
@@ -92,14 +101,14 @@ pub fn requests(version: &str) -> Query {
 ///
 /// # Errors
 /// [`SinkError`].
-pub async fn remove(graph: &Graph, request: &Request, max_fraction: f64) -> Result<(), SinkError> {
+pub async fn remove(graph: &Graph, request: &Request, guards: &Guards) -> Result<(), SinkError> {
     let Some(data_type) = DataType::ALL.into_iter().find(|t| t.name() == request.name) else { return Ok(()) };
     let (kind, outcome) = match why_not(graph, request).await? {
         Some(why) => {
             warn!(data_type = data_type.name(), why, "🧹 Vanished records are kept");
             ("skipped", why.to_owned())
         }
-        None => compare(graph, data_type, request, max_fraction).await?,
+        None => compare(graph, data_type, request, guards).await?,
     };
     let forget =
         "MATCH (s:IngestSeen {type: $type}) WHERE s.at <= $requested CALL (s) { DELETE s } IN TRANSACTIONS OF 500 ROWS";
@@ -132,7 +141,7 @@ async fn compare(
     graph: &Graph,
     data_type: DataType,
     request: &Request,
-    max_fraction: f64,
+    guards: &Guards,
 ) -> Result<(&'static str, String), SinkError> {
     let mut seen = Ids::default();
     let started = request.started - request.behind;
@@ -143,7 +152,7 @@ async fn compare(
     }
     let (total, vanished) = unseen(graph, data_type, &seen).await?;
     let count = vanished.len();
-    if count > 0 && count as f64 / total as f64 >= max_fraction {
+    if count > 0 && count as f64 / total as f64 >= guards.max_fraction {
         error!(
             data_type = data_type.name(),
             stale = count,
@@ -152,9 +161,15 @@ async fn compare(
         );
         return Ok(("vetoed", format!("vetoed: {count} of {total}")));
     }
-    let ids: Vec<String> = vanished.iter().collect();
-    for chunk in ids.chunks(CHUNK) {
-        strip(graph, data_type, chunk, started.max(newest - UNDER_WAY), &mut seen).await.map_err(|e| classify(&e))?;
+    if count > 0 {
+        gate::close(graph, data_type, guards.batch_timeout).await.map_err(|e| classify(&e))?;
+        let ids: Vec<String> = vanished.iter().collect();
+        for chunk in ids.chunks(CHUNK) {
+            strip(graph, data_type, chunk, started.max(newest - UNDER_WAY), &mut seen)
+                .await
+                .map_err(|e| classify(&e))?;
+        }
+        gate::open(graph, data_type).await.map_err(|e| classify(&e))?;
     }
     info!(data_type = data_type.name(), count, "🧹 Removed {count} {data_type} that the run did not bring");
     Ok(("deleted", format!("removed {count} of {total}")))

@@ -58,7 +58,10 @@ fn objects() -> Vec<Object> {
         // When a type last had a dead letter: a purge would take that record's row for a stale one.
         ("ingest_dead_letters", "data_type TEXT PRIMARY KEY, last_at TIMESTAMPTZ NOT NULL, total BIGINT NOT NULL"),
         // Which replica may write what a queue delivers.
-        ("ingest_owners", "queue TEXT PRIMARY KEY, owner TEXT NOT NULL, since TIMESTAMPTZ NOT NULL DEFAULT NOW()"),
+        (
+            "ingest_owners",
+            "queue TEXT PRIMARY KEY, owner TEXT NOT NULL, prefetch INTEGER NOT NULL, since TIMESTAMPTZ NOT NULL DEFAULT NOW()",
+        ),
         // The purges that extraction_complete asked for, done or not.
         (
             "ingest_purges",

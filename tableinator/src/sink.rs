@@ -99,13 +99,27 @@ impl Sink for PostgresSink {
         Err(SinkError::new(Class::Fatal, "schema", what))
     }
 
-    async fn claim(&self, claim: &Claim) -> Result<(), SinkError> {
+    async fn claim(&self, claim: &Claim) -> Result<u16, SinkError> {
+        let mut lease = Lease::take(&self.pool).await?;
+        let outcome = lease
+            .client()?
+            .query_one(
+                "INSERT INTO ingest_owners AS o (queue, owner, prefetch) VALUES ($1, $2, $3) \
+                 ON CONFLICT (queue) DO UPDATE SET owner = excluded.owner, since = NOW(), \
+                 prefetch = GREATEST(o.prefetch, excluded.prefetch) RETURNING prefetch",
+                &[&claim.queue, &claim.owner, &i32::from(claim.prefetch)],
+            )
+            .await;
+        let largest: i32 = lease.finish(outcome)?.get(0);
+        Ok(u16::try_from(largest).unwrap_or(claim.prefetch))
+    }
+
+    async fn resign(&self, claim: &Claim) -> Result<(), SinkError> {
         let mut lease = Lease::take(&self.pool).await?;
         let outcome = lease
             .client()?
             .execute(
-                "INSERT INTO ingest_owners (queue, owner) VALUES ($1, $2) \
-                 ON CONFLICT (queue) DO UPDATE SET owner = excluded.owner, since = NOW()",
+                "UPDATE ingest_owners SET prefetch = 0 WHERE queue = $1 AND owner = $2",
                 &[&claim.queue, &claim.owner],
             )
             .await;

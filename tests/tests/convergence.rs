@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use common::DataType;
 use integration_tests::oracle::{self, Messages};
-use integration_tests::stage::{run_graph_maintained, services, settled};
+use integration_tests::stage::{run_graph_maintained, services, settled, within};
 use integration_tests::states;
 use integration_tests::{Error, Stage};
 use neo4rs::{Graph, query};
@@ -282,5 +282,47 @@ async fn guards_keep_what_a_run_did_not_bring() -> Result<(), Error> {
     updates.complete("v5", &started_at).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(updates.count(count).await?, 15, "repeated");
+    updates.end().await
+}
+
+/// A batch of the next run has seen a vanished record just before it is removed, and is not committed yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_next_run_brings_meanwhile_stays() -> Result<(), Error> {
+    let mut updates = Updates::new("meanwhile").await?;
+    let names = |ids: std::ops::Range<usize>, hash: &str| -> Vec<Vec<u8>> {
+        ids.map(|id| message(&id.to_string(), hash, r#""name":"x""#)).collect()
+    };
+    updates.publish(&Messages { artists: names(1..21, "a"), ..Messages::default() }).await?;
+    let started_at = now();
+    updates.publish(&Messages { artists: names(1..16, "a"), ..Messages::default() }).await?;
+    let mut batch = updates.graph.start_txn().await?;
+    batch.run(query("CREATE (:IngestSeen {type: 'artists', at: timestamp(), ids: ['16']})")).await?;
+    let end = Messages { artists: names(1..16, "a"), ..Messages::default() };
+    updates.stage.publish_end(&end, "20260201", &started_at).await?;
+    let gate = "(:IngestGate {type: 'artists'})";
+    let closed = async || Ok(updates.count(gate).await? == 1);
+    within(Duration::from_secs(60), "closed", closed).await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(updates.count("(:Artist)").await?, 20, "removed beside a batch");
+    batch.commit().await?;
+    run_graph_maintained("20260201").await?;
+    assert_eq!(updates.count("(:Artist)").await?, 16);
+    assert_eq!(updates.count("(:Artist {id: '16', name: 'x'})").await?, 1);
+    assert_eq!(updates.count(gate).await?, 0);
+
+    // While the gate is closed, a batch waits for whoever has the node, although it has nothing to write.
+    updates.run("CREATE (:IngestGate {type: 'artists'})").await?;
+    let mut removal = updates.graph.start_txn().await?;
+    removal.run(query("MATCH (a:Artist {id: '16'}) SET a._v = a._v")).await?;
+    let committed = |w: &Worker| w.metric("records_committed_total", &[]);
+    let before = committed(&updates.worker);
+    updates.stage.publish(DataType::Artists, names(16..17, "a")).await?;
+    updates.published += 1;
+    let writing = |w: &Worker| w.metric("in_flight_batches", &["data_type=\"artists\""]) == 1.0;
+    updates.worker.until("writing", Duration::from_secs(60), writing).await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(committed(&updates.worker), before, "not waited for");
+    removal.commit().await?;
+    settled(&mut updates.worker, updates.published).await?;
     updates.end().await
 }

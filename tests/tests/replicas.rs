@@ -5,9 +5,10 @@ use std::time::Duration;
 use common::DataType;
 use integration_tests::oracle::{self, Expected, Messages};
 use integration_tests::proxy::{Direction, Proxy};
-use integration_tests::stage::{PATIENT, run_maintained, services};
+use integration_tests::stage::{PATIENT, run_maintained, services, settled};
 use integration_tests::states;
 use integration_tests::{Error, Stage};
+use neo4rs::query;
 use tokio::time::{Instant, sleep};
 use xtask::process::Worker;
 use xtask::sample::{extraction_complete, file_complete};
@@ -164,6 +165,72 @@ async fn the_last_version_wins_in_the_tables() -> Result<(), Error> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_version_wins_in_the_graph() -> Result<(), Error> {
     last_version_wins("graphinator", 32).await
+}
+
+/// What one replica left behind is more than the next one is set to fetch, and that one dies too: if it had taken only some of it, the
+/// broker would put these messages behind the others.
+async fn smaller_prefetch(worker: &'static str) -> Result<(), Error> {
+    let stage =
+        if worker == "graphinator" { Stage::with_graph("smaller").await? } else { Stage::new("smaller").await? };
+    let large = [("POSTGRES_BATCH_SIZE", "20"), ("NEO4J_BATCH_SIZE", "20"), ("RABBITMQ_PREFETCH", "60")];
+    let small = [("POSTGRES_BATCH_SIZE", "2"), ("NEO4J_BATCH_SIZE", "2"), ("RABBITMQ_PREFETCH", "6")];
+    let mut first = stage.spawn_replica(worker, 0, &large)?;
+    first.ready().await?;
+    shared(std::slice::from_ref(&first)).await?;
+    stage.publish(DataType::Labels, [version(1, 0)]).await?;
+    settled(&mut first, 1).await?;
+    // Nobody can write the record for a while.
+    let (mut postgres, graph) = (stage.postgres().await?, services().neo4j()?);
+    let row = postgres.transaction().await?;
+    let mut node = None;
+    if worker == "graphinator" {
+        let mut locked = graph.start_txn().await?;
+        locked.run(query("MATCH (l:Label {id: '1'}) SET l._v = l._v")).await?;
+        node = Some(locked);
+    } else {
+        row.execute("SELECT FROM labels WHERE data_id = '1' FOR UPDATE", &[]).await?;
+    }
+    stage.publish(DataType::Labels, (1..=60).map(|v| version(1, v))).await?;
+    let writing = |w: &Worker| w.metric("in_flight_batches", &["data_type=\"labels\""]) > 0.0;
+    let received = |w: &Worker| w.metric("records_received_total", &["data_type=\"labels\""]);
+    first.until("holding many", LONG, |w| writing(w) && received(w) > 20.0).await?;
+    first.signal("KILL")?;
+    first.ended().await?;
+    let mut second = stage.spawn_replica(worker, 1, &small)?;
+    second.until("holding some", LONG, writing).await?;
+    second.signal("KILL")?;
+    second.ended().await?;
+    row.rollback().await?;
+    if let Some(node) = node {
+        node.rollback().await?;
+    }
+    let mut third = stage.spawn_replica(worker, 2, &small)?;
+    third.ready().await?;
+    settled(&mut third, 60).await?;
+    let messages = Messages { labels: vec![version(1, 60)], ..Messages::default() };
+    assert_state(&stage, worker, &messages).await?;
+    // It ends in order, with nothing left behind: the next one fetches as it is set to.
+    assert_eq!(third.stop().await?.code(), Some(0));
+    let queue = stage.topology(worker, DataType::Labels).queue;
+    let left = if worker == "graphinator" {
+        let asked = query("MATCH (o:IngestOwner {queue: $queue}) RETURN o.prefetch AS x").param("queue", queue);
+        graph.execute(asked).await?.next().await?.ok_or("no claim")?.get("x")?
+    } else {
+        let asked = "SELECT prefetch FROM ingest_owners WHERE queue = $1";
+        stage.postgres().await?.query_one(asked, &[&queue]).await?.get::<_, i32>(0)
+    };
+    assert_eq!(left, 0);
+    stage.clean_up().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_smaller_prefetch_keeps_the_order_in_the_tables() -> Result<(), Error> {
+    smaller_prefetch("tableinator").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_smaller_prefetch_keeps_the_order_in_the_graph() -> Result<(), Error> {
+    smaller_prefetch("graphinator").await
 }
 
 /// A replica is frozen in the middle of a write that has not reached the database; another one takes over and writes what

@@ -38,7 +38,7 @@ pub fn next_month(spec: &Spec, changed: f64, removed: f64) -> Sample {
     month(&generate::Spec { seed: spec.seed, records: spec.records, month: 2, changed, removed })
 }
 
-/// About `count` messages of one type, as [`generate`] makes them.
+/// `count` messages of one type, as [`generate`] makes them.
 ///
 /// # Errors
 /// If a record can't be a message.
@@ -50,7 +50,9 @@ pub fn of_type(seed: u64, data_type: DataType, count: usize) -> Result<Vec<Vec<u
         DataType::Releases => 56,
     };
     let records = (count * 100).div_ceil(percent);
-    bodies(&generate::Spec { seed, records, month: 1, changed: 0.0, removed: 0.0 }, data_type)
+    let mut bodies = bodies(&generate::Spec { seed, records, month: 1, changed: 0.0, removed: 0.0 }, data_type)?;
+    bodies.truncate(count);
+    Ok(bodies)
 }
 
 fn month(spec: &generate::Spec) -> Sample {

@@ -38,7 +38,7 @@ pub async fn run(services: &Services, options: &Options) -> Result<(), Error> {
     let directory = directory()?;
     let env = services.0.clone().into_iter().chain([("DISCOGS_EXCHANGE_PREFIX".to_owned(), PREFIX.to_owned())]);
     let (config, _) = extractor::config::read(Env::from_values(&extractor::config::TABLES, env))?;
-    for (data_type, records) in [(DataType::Releases, 35_000), (DataType::Artists, 137_000)] {
+    for (data_type, records) in [(DataType::Releases, 150_000), (DataType::Artists, 500_000)] {
         let input = input(&directory, data_type, options.scaled(records))?;
         let bodies = bodies(&input)?;
         let bytes: usize = bodies.iter().map(Vec::len).sum();
