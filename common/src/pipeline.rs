@@ -122,6 +122,11 @@ pub async fn run<S: Sink>(queue: &Queue<S>, topology: &Topology, turn: &Turn, cl
 impl<S: Sink> Subscription<'_, S> {
     async fn run(&mut self) -> End {
         let shutdown = self.queue.shutdown.clone();
+        let first = self.subscribed + FIRST;
+        let mut stop = pin!(async {
+            shutdown.cancelled().await;
+            sleep_until(first).await;
+        });
         let mut look = interval(watch::LOOK);
         let mut depth = interval(watch::DEPTH);
         // One timer for all batches. Setting a timer may wake the thread that waits for the next one to expire, which for each message
@@ -134,17 +139,17 @@ impl<S: Sink> Subscription<'_, S> {
             if self.exhausted && self.is_idle() {
                 return End::Drained;
             }
-            let reading = !self.exhausted && self.waiting.is_none() && self.control.is_none();
+            let stopping = shutdown.is_cancelled() && !self.draining;
+            let reading = !self.exhausted && !stopping && self.waiting.is_none() && self.control.is_none();
             let deadline = self.batcher.deadline().filter(|_| self.waiting.is_none());
             if let Some(deadline) = deadline.filter(|deadline| *deadline != flush.deadline()) {
                 flush.as_mut().reset(deadline);
             }
-            let settled = self.subscribed.elapsed() > FIRST;
             let turn = tokio::select! {
                 biased; // finishing comes before starting
                 Some(done) = self.tasks.join_next() => self.settle(done).await,
-                () = shutdown.cancelled(), if self.read_until.is_none() && settled => self.stop().await,
-                () = self.turn.hand_over.cancelled(), if !self.draining && settled => self.drain().await,
+                () = &mut stop, if self.read_until.is_none() => self.stop().await,
+                () = self.turn.hand_over.cancelled(), if !self.draining && Instant::now() > first => self.drain().await,
                 () = at(self.read_until), if !self.exhausted => {
                     self.exhausted = true;
                     Ok(())

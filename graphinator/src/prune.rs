@@ -93,7 +93,7 @@ macro_rules! ours {
 const ARTISTS: &str = concat!(
     "
 UNWIND $rows AS r
-MATCH (n:Artist {id: r.id})
+MATCH (n:Artist {id: r.id}) USING INDEX SEEK n:Artist(id)
 CALL (n, r) {
   MATCH (o:Artist)-[e:MEMBER_OF]->(n) WHERE e._members AND NOT o.id IN r.members
   SET e._members = NULL
@@ -122,7 +122,7 @@ RETURN collect(members + groups + aliases) AS artists"
 const LABELS: &str = concat!(
     "
 UNWIND $rows AS r
-MATCH (n:Label {id: r.id})
+MATCH (n:Label {id: r.id}) USING INDEX SEEK n:Label(id)
 CALL (n, r) {
   MATCH (n)-[e:SUBLABEL_OF]->(o:Label) WHERE e._parent AND NOT o.id IN r.parent
   SET e._parent = NULL
@@ -186,7 +186,7 @@ fn with_rows(data_type: DataType, rows: impl Iterator<Item = BoltType>) -> Query
     let work = |more, returned| {
         let label = label(data_type);
         format!(
-            "UNWIND $rows AS r MATCH (n:{label} {{id: r.id}}){WORK}{more}
+            "UNWIND $rows AS r MATCH (n:{label} {{id: r.id}}) USING INDEX SEEK n:{label}(id){WORK}{more}
              RETURN collect(pairs) AS part_of, collect(by) AS artists, collect(genre) AS genres, collect(style) AS styles{returned}"
         )
     };

@@ -3,8 +3,8 @@
 //! One statement per type writes a batch: it merges the records' nodes, keeps them as a list, and then walks the
 //! *targets* of each edge type, sorted and each once, creating the edges to the records that a target names by their
 //! position in that list. So every target is looked up and locked once per batch, in the same order everywhere, and
-//! parameters carry only what is used. What is looked up by its key says so (USING INDEX): a plan that was made for an empty
-//! graph would go through all nodes of the label until it is made anew.
+//! parameters carry only what is used. What is looked up by its key says so (USING INDEX SEEK): a plan that was made for an empty
+//! graph would go through all nodes of the label, or through all of an index for each row, until it is made anew.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +31,7 @@ pub fn check(data_type: DataType, records: &[&Record<Payload>], again: bool) -> 
         "FOREACH (_ IN CASE WHEN size($ids) > 0 THEN [1] ELSE [] END | CREATE (:IngestSeen {{type: $type, at: timestamp(), ids: $ids}})) \
          WITH 1 AS one OPTIONAL MATCH (g:IngestGate {{type: $type}}) WITH $again OR g IS NOT NULL AS lock \
          UNWIND range(0, size($ids) - 1) AS i \
-         MATCH (n:{label} {{id: $ids[i]}}) USING INDEX n:{label}(id) \
+         MATCH (n:{label} {{id: $ids[i]}}) USING INDEX SEEK n:{label}(id) \
          FOREACH (_ IN CASE WHEN lock THEN [1] ELSE [] END | SET n._v = n._v) \
          WITH i, n, CASE WHEN n.sha256 IS NULL THEN 0 WHEN n.sha256 = $hashes[i] AND $hashes[i] <> '' THEN 1 ELSE 2 END AS is \
          RETURN collect(CASE WHEN is = 1 THEN i END) AS unchanged, collect(CASE WHEN is = 2 THEN i END) AS changed, \
@@ -136,8 +136,8 @@ CALL (nodes) {
   $EDGE (n)-[:IS]->(o)
 }
 CALL () {
-  UNWIND $part_of AS t MATCH (g:Genre {name: t.key}) USING INDEX g:Genre(name)
-  UNWIND t.styles AS style MATCH (s:Style {name: style}) USING INDEX s:Style(name)
+  UNWIND $part_of AS t MATCH (g:Genre {name: t.key}) USING INDEX SEEK g:Genre(name)
+  UNWIND t.styles AS style MATCH (s:Style {name: style}) USING INDEX SEEK s:Style(name)
   MERGE (s)-[:PART_OF]->(g)
 }";
 
@@ -183,8 +183,8 @@ CALL (nodes) {
 }
 CALL () {
   UNWIND $persons AS p UNWIND p.artists AS id
-  MATCH (o:Person {name: p.key}) USING INDEX o:Person(name)
-  OPTIONAL MATCH (a:Artist {id: id}) USING INDEX a:Artist(id)
+  MATCH (o:Person {name: p.key}) USING INDEX SEEK o:Person(name)
+  OPTIONAL MATCH (a:Artist {id: id}) USING INDEX SEEK a:Artist(id)
   FOREACH (known IN CASE WHEN a IS NULL THEN [] ELSE [a] END | MERGE (o)-[:SAME_AS]->(known))
   FOREACH (_ IN CASE WHEN a IS NULL THEN [1] ELSE [] END |
     MERGE (w:IngestPendingLink {pair: id + ' ' + p.key}) ON CREATE SET w.artist = id, w.person = p.key)
@@ -234,9 +234,9 @@ pub fn link(artists: Vec<String>) -> Query {
     query(
         "MATCH (w:IngestPendingLink) WITH count(w) AS waiting WHERE waiting > 0 \
          UNWIND $artists AS id \
-         MATCH (a:Artist {id: id}) USING INDEX a:Artist(id) WITH a \
-         MATCH (w:IngestPendingLink {artist: a.id}) USING INDEX w:IngestPendingLink(artist) \
-         MATCH (o:Person {name: w.person}) USING INDEX o:Person(name) \
+         MATCH (a:Artist {id: id}) USING INDEX SEEK a:Artist(id) WITH a \
+         MATCH (w:IngestPendingLink {artist: a.id}) USING INDEX SEEK w:IngestPendingLink(artist) \
+         MATCH (o:Person {name: w.person}) USING INDEX SEEK o:Person(name) \
          MERGE (o)-[:SAME_AS]->(a) DELETE w",
     )
     .param("artists", artists)

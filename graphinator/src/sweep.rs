@@ -79,7 +79,7 @@ pub fn forget(note: &str) -> Query {
 /// Makes or removes the edges that many records can claim. `unknown` claims are those of records that did not mark theirs.
 const PART_OF: &str = "
 UNWIND $pairs AS pair
-MATCH (s:Style {name: pair[0]}) MATCH (g:Genre {name: pair[1]})
+MATCH (s:Style {name: pair[0]}) USING INDEX SEEK s:Style(name) MATCH (g:Genre {name: pair[1]}) USING INDEX SEEK g:Genre(name)
 OPTIONAL MATCH (s)-[e:PART_OF]->(g)
 WITH s, g, e, EXISTS { (s)<-[:IS]-(r) WHERE r._only_genre = g.name } AS claimed
 FOREACH (_ IN CASE WHEN claimed AND e IS NULL THEN [1] ELSE [] END | MERGE (s)-[:PART_OF]->(g))
@@ -89,7 +89,7 @@ DELETE e";
 
 const SAME_AS: &str = "
 UNWIND $pairs AS pair
-MATCH (p:Person {name: pair[0]}) MATCH (a:Artist {id: pair[1]})
+MATCH (p:Person {name: pair[0]}) USING INDEX SEEK p:Person(name) MATCH (a:Artist {id: pair[1]}) USING INDEX SEEK a:Artist(id)
 OPTIONAL MATCH (p)-[e:SAME_AS]->(a)
 WITH p, a, e, EXISTS { (p)-[c:CREDITED_ON]->() WHERE a.id IN c._artists } AS claimed
 FOREACH (_ IN CASE WHEN claimed AND e IS NULL THEN [1] ELSE [] END | MERGE (p)-[:SAME_AS]->(a))
@@ -100,7 +100,7 @@ DELETE e";
 /// Credits that waited for their artist, and are gone.
 const PENDING: &str = "
 UNWIND $pairs AS pair
-MATCH (w:IngestPendingLink {pair: pair[1] + ' ' + pair[0]})
+MATCH (w:IngestPendingLink {pair: pair[1] + ' ' + pair[0]}) USING INDEX SEEK w:IngestPendingLink(pair)
 WHERE NOT EXISTS { (p:Person {name: pair[0]})-[c:CREDITED_ON]->() WHERE pair[1] IN c._artists }
 DELETE w";
 
@@ -117,7 +117,7 @@ pub fn is_bare(key: &str) -> String {
 /// An artist that only SAME_AS refers to was there for others, too: the credits wait again.
 fn lonely_artists() -> String {
     format!(
-        "UNWIND $keys AS key MATCH (n:Artist {{id: key}})
+        "UNWIND $keys AS key MATCH (n:Artist {{id: key}}) USING INDEX SEEK n:Artist(id)
          WHERE {} AND NOT EXISTS {{ (n)-[e]-() WHERE NOT e:SAME_AS OR size([k IN keys(e) WHERE NOT k STARTS WITH '_']) > 0 }}
          OPTIONAL MATCH (p:Person)-[e:SAME_AS]->(n)
          WITH n, collect(p.name) AS persons, collect(e) AS edges
@@ -130,7 +130,10 @@ fn lonely_artists() -> String {
 }
 
 fn lonely(label: &str, key: &str) -> String {
-    format!("UNWIND $keys AS key MATCH (n:{label} {{{key}: key}}) WHERE {} AND NOT (n)--() DELETE n", is_bare(key))
+    format!(
+        "UNWIND $keys AS key MATCH (n:{label} {{{key}: key}}) USING INDEX SEEK n:{label}({key}) WHERE {} AND NOT (n)--() DELETE n",
+        is_bare(key)
+    )
 }
 
 /// What to run, in this order.

@@ -232,7 +232,7 @@ async fn strip(
     };
     let label = label(data_type);
     let mut transaction = graph.start_txn().await?;
-    let lock = format!("UNWIND $ids AS id MATCH (n:{label} {{id: id}}) USING INDEX n:{label}(id) SET n._v = n._v");
+    let lock = format!("UNWIND $ids AS id MATCH (n:{label} {{id: id}}) USING INDEX SEEK n:{label}(id) SET n._v = n._v");
     transaction.run(query(&lock).param("ids", ids.to_vec())).await?;
     let mut rows = transaction.execute(batches_since(data_type, from)).await?;
     while let Some(row) = rows.next(&mut transaction).await? {

@@ -2,6 +2,7 @@
 //! broker and database set.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, Queu
 use lapin::types::FieldTable;
 use tokio::time::sleep;
 
-use super::{Options, Spread, cpu, directory};
+use super::{Options, Spread, cpu, directory, limit};
 use crate::Error;
 use crate::demo::{self, step};
 use crate::feed;
@@ -38,7 +39,7 @@ fn records(worker: &str, data_type: DataType) -> usize {
 }
 
 /// Microseconds of processor time per record, and the worker's memory.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
 pub struct Cost {
     /// The worker's.
     pub worker: f64,
@@ -63,6 +64,7 @@ pub struct Drained {
 pub struct Bench<'a> {
     services: &'a Services,
     worker: &'static str,
+    data_type: DataType,
     topology: Topology,
     channel: lapin::Channel,
     bodies: Vec<Vec<u8>>,
@@ -86,7 +88,7 @@ impl<'a> Bench<'a> {
         let database = if worker == "tableinator" { "postgres" } else { "neo4j" };
         let servers = [cpu::service("rabbitmq")?, cpu::service(database)?];
         let bodies = sample::of_type(7, data_type, records)?;
-        Ok(Bench { services, worker, topology, channel, bodies, servers })
+        Ok(Bench { services, worker, data_type, topology, channel, bodies, servers })
     }
 
     /// Puts every record into the queue, and nothing else.
@@ -100,11 +102,11 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// Lets a worker drain the queue.
+    /// Lets a worker drain the queue. Its metrics stay in a file that bears the name of this work.
     ///
     /// # Errors
     /// If it does not.
-    pub async fn drain(&self, binary: &Path, settings: &[(String, String)]) -> Result<Drained, Error> {
+    pub async fn drain(&self, binary: &Path, settings: &[(String, String)], what: &str) -> Result<Drained, Error> {
         self.fill().await?;
         let mut env: BTreeMap<String, String> = self.services.0.clone();
         env.insert("DISCOGS_EXCHANGE_PREFIX".to_owned(), PREFIX.to_owned());
@@ -124,7 +126,7 @@ impl<'a> Bench<'a> {
         let records = count - done;
         let cost = |i: usize| (after[i] - before[i]) * 1e6 / records;
         let (_, metrics) = worker.get("/metrics")?;
-        std::fs::write(directory()?.join(format!("{}.metrics", self.worker)), metrics)?;
+        std::fs::write(directory()?.join(format!("{}-{}-{what}.metrics", self.worker, self.data_type)), metrics)?;
         let memory = cpu::peak_mib(worker.pid());
         worker.stop().await?;
         Ok(Drained {
@@ -166,34 +168,103 @@ fn committed(worker: &Worker) -> f64 {
     worker.metric("records_committed_total", &[])
 }
 
-/// Measures a worker over all types: first load, then the same records again.
+/// Measures a worker over all types: first load, then the same records again, and what broker and database would allow.
 ///
 /// # Errors
 /// Whatever went wrong.
-pub async fn run(services: &Services, options: &Options, worker: &'static str) -> Result<(), Error> {
+pub async fn run(services: &Services, options: &Options, worker: &'static str) -> Result<Vec<Line>, Error> {
     step(&format!("{worker}: records/s; processor time per record in the worker, the broker and the database; memory"));
     let binary = demo::binary(worker)?;
+    let mut lines = Vec::new();
     for data_type in options.types() {
         let bench = Bench::new(services, worker, data_type, options.scaled(records(worker, data_type))).await?;
-        let (mut first, mut unchanged, mut consumed) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut first, mut unchanged, mut consumed, mut least) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for _ in 0..options.rounds {
             consumed.push(bench.consume(1500, 500).await?);
             demo::empty(services).await?;
-            first.push(bench.drain(&binary, &options.settings).await?);
-            unchanged.push(bench.drain(&binary, &options.settings).await?);
+            least.push(limit::database(services, worker, bench.servers[1], data_type, &bench.bodies).await?);
+            demo::empty(services).await?;
+            first.push(bench.drain(&binary, &options.settings, "first").await?);
+            unchanged.push(bench.drain(&binary, &options.settings, "unchanged").await?);
         }
-        for (what, drained) in [("only acked", consumed), ("first load", first), ("unchanged", unchanged)] {
-            let rate = Spread::of(drained.iter().map(|d| d.rate).collect());
-            let median = |of: fn(&Cost) -> f64| Spread::of(drained.iter().map(|d| of(&d.cost)).collect()).median;
+        let broker = Spread::of(consumed.iter().map(|d| d.cost.broker).collect()).median;
+        let limit = |i: usize| {
+            let database = Spread::of(least.iter().map(|l| l[i]).collect()).median;
             println!(
-                "   {:<9} {what:<11}{rate}   {:>5.1} + {:>5.1} + {:>6.1} µs   {:>4.0} MiB",
+                "   {:<9} {} at least{:>39.1} + {database:>6.1} µs",
                 data_type.name(),
-                median(|c| c.worker),
-                median(|c| c.broker),
-                median(|c| c.database),
-                median(|c| c.memory),
+                ["first load", "unchanged "][i],
+                broker
             );
+            cores() * 1e6 / (broker + database)
+        };
+        let line = |what, drained: &[Drained], limit| Line::new(worker, data_type, what, drained, limit);
+        let limits = [limit(0), limit(1)];
+        for line in [
+            line("only acked", &consumed, None),
+            line("first load", &first, Some(limits[0])),
+            line("unchanged", &unchanged, Some(limits[1])),
+        ] {
+            println!("   {line}");
+            lines.push(line);
         }
     }
-    Ok(())
+    Ok(lines)
+}
+
+/// Processors of this machine.
+fn cores() -> f64 {
+    std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64)
+}
+
+/// What was measured of one kind of work.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Line {
+    /// The worker.
+    pub worker: &'static str,
+    /// The type's name.
+    pub data_type: &'static str,
+    /// Which work.
+    pub what: &'static str,
+    /// Records a second.
+    pub rate: Spread,
+    /// Medians.
+    pub cost: Cost,
+    /// Records a second that processor time allows if the worker took none: cores / (broker + database, each alone).
+    pub limit: Option<f64>,
+}
+
+impl Line {
+    fn new(
+        worker: &'static str,
+        data_type: DataType,
+        what: &'static str,
+        drained: &[Drained],
+        limit: Option<f64>,
+    ) -> Line {
+        let median = |of: fn(&Cost) -> f64| Spread::of(drained.iter().map(|d| of(&d.cost)).collect()).median;
+        let cost = Cost {
+            worker: median(|c| c.worker),
+            broker: median(|c| c.broker),
+            database: median(|c| c.database),
+            memory: median(|c| c.memory),
+        };
+        let rate = Spread::of(drained.iter().map(|d| d.rate).collect());
+        Line { worker, data_type: data_type.name(), what, rate, cost, limit }
+    }
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Cost { worker, broker, database, memory } = self.cost;
+        let Line { data_type, what, rate, .. } = self;
+        write!(
+            f,
+            "{data_type:<9} {what:<11}{rate}   {worker:>5.1} + {broker:>5.1} + {database:>6.1} µs   {memory:>4.0} MiB"
+        )?;
+        match self.limit {
+            Some(limit) => write!(f, "   {:.2} of {limit:.0}/s", rate.median / limit),
+            None => Ok(()),
+        }
+    }
 }

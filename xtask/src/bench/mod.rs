@@ -4,6 +4,7 @@
 pub mod cpu;
 pub mod drain;
 pub mod extract;
+pub mod limit;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -83,11 +84,15 @@ pub fn run(options: &Options) -> Result<(), Error> {
         if options.includes(Part::Extractor) {
             extract::run(&services, options).await?;
         }
+        let mut lines = Vec::new();
         for (part, worker) in [(Part::Tableinator, "tableinator"), (Part::Graphinator, "graphinator")] {
             if options.includes(part) {
-                drain::run(&services, options, worker).await?;
+                lines.extend(drain::run(&services, options, worker).await?);
             }
         }
+        let results = directory()?.join("results.json");
+        std::fs::write(&results, serde_json::to_vec_pretty(&lines)?)?;
+        println!("\nThe workers' figures are in {}", results.display());
         Ok(())
     })
 }
@@ -100,7 +105,7 @@ fn directory() -> Result<PathBuf, Error> {
 }
 
 /// Median, lowest and highest of some values.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
 pub struct Spread {
     /// The one in the middle.
     pub median: f64,
