@@ -280,6 +280,28 @@ async fn has_witness(job: &Job, worker: &str, t: DataType, started_at: &str) -> 
     Ok(looked.is_ok())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_begun_version_that_is_forced_leaves_nothing_of_its_first_run() -> Result<(), Error> {
+    let job = Job::new("forced", ONE).await?;
+    job.folder.generate(100, 40)?;
+    let masters = job.folder.file(DataType::Masters, "xml.gz");
+    let away = job.folder.path.join("away");
+    fs::rename(&masters, &away)?;
+    job.run(&[]).await?.with(0).saying(&["no file of masters"]);
+    let first = job.state(MONTH)?.started_at;
+    assert!(has_witness(&job, ONE, DataType::Labels, &first).await?, "it may still be looked for");
+    fs::rename(&away, &masters)?;
+    job.run(&["--force"]).await?.with(0);
+    let second = job.state(MONTH)?.started_at;
+    assert_ne!(first, second);
+    for t in DataType::ALL {
+        for started_at in [&first, &second] {
+            assert!(!has_witness(&job, ONE, t, started_at).await?, "{t}, {started_at}: left behind");
+        }
+    }
+    job.stage.clean_up().await
+}
+
 /// Faster than anybody could look whether it is still there.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_is_deleted_and_declared_again_at_once_is_noticed() -> Result<(), Error> {
