@@ -399,7 +399,7 @@ pub fn common(env: &mut Env, batch: &BatchVariables, default_port: u16) -> Confi
     }
 }
 
-/// Longest prefix in bytes: AMQP names have at most 255, and ours add up to 30.
+/// Longest prefix in bytes: AMQP names have at most 255, and ours add up to 52.
 const MAX_PREFIX: usize = 200;
 
 /// Reads [`BROKER`]. Problems stay in `env`.

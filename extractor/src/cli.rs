@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use common::config::{Env, help_text};
 use common::{DataType, http, metrics};
+use indicatif::HumanCount;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -24,11 +25,11 @@ use crate::progress::{self, Progress, Style};
 use crate::publish::{self, Target};
 use crate::rules::Rules;
 use crate::run::Done;
-use crate::state::{State, fingerprint};
+use crate::state::{State, VersionState, fingerprint};
 use crate::{convert, generate, inspect, webhook};
 
-const EXIT_CODES: &str = "Exit status of `run`: 0 everything is published (or was before), 1 everything but rejected \
-records, 2 could not start, 3 not finished: run it again to go on";
+const EXIT_CODES: &str = "Exit status of `run`, also if all was done before: 0 everything is published, 1 everything but \
+rejected records, 2 could not start, 3 not finished: run it again to go on";
 
 /// Discogs dumps to RabbitMQ: publishes each record as a message, for graphinator and tableinator to load.
 #[derive(Parser)]
@@ -62,7 +63,7 @@ struct RunArgs {
     /// What is in files that don't say it in their names
     #[arg(long = "type", value_name = "TYPE", value_parser = data_type)]
     data_type: Option<DataType>,
-    /// How the records are written, if it can't be told from the first byte
+    /// How the records are written, if neither the file's name nor its first byte tells it
     #[arg(long)]
     format: Option<Format>,
     /// JSON file with data-quality rules [default: DATA_QUALITY_RULES, else none]
@@ -179,6 +180,7 @@ async fn run(args: RunArgs) -> Result<Exit, String> {
         let known = shared.state.version(&plan.version);
         if !args.force && known.announced_at.is_some() {
             say(&format!("Dump {} was published before; --force publishes it again.\n", plan.version));
+            exit = exit.max(before(&plan.version, &known));
             for input in &plan.inputs {
                 let published = known.file(input.data_type).map(|file| &file.fingerprint);
                 if !input.is_stdin() && fingerprint(input).ok().as_ref() != published {
@@ -196,6 +198,7 @@ async fn run(args: RunArgs) -> Result<Exit, String> {
             Done::Before => {
                 let version = &plan.version;
                 say(&format!("These files of dump {version} were published before; --force publishes them again.\n"));
+                exit = exit.max(before(version, &known));
             }
             Done::Now(summary) => {
                 say(&summary.to_text());
@@ -219,6 +222,18 @@ async fn run(args: RunArgs) -> Result<Exit, String> {
         say(&format!("  warning: COMPLETION_WEBHOOK_URL could not be called: {e}\n"));
     }
     Ok(exit)
+}
+
+/// How a run that has nothing to do ends: as the one that did the work, if records were rejected then.
+fn before(version: &str, known: &VersionState) -> Exit {
+    match known.rejected() {
+        0 => Exit::Complete,
+        rejected => {
+            let count = HumanCount(rejected);
+            say(&format!("  warning: {count} records were rejected then; rejects-{version}-*.jsonl says why\n"));
+            Exit::Rejects
+        }
+    }
 }
 
 fn shared(args: &RunArgs, config: &Config, progress: Arc<Progress>) -> Result<Shared, String> {

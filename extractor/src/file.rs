@@ -7,9 +7,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use chrono::Utc;
+use common::amqp::Broker;
+use common::backoff::Backoff;
 use common::config::BrokerConfig;
-use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::checksum;
@@ -17,7 +20,7 @@ use crate::compress::Compression;
 use crate::input::{Bad, Format, Input, Next, ReadError, Records};
 use crate::message::{Encoder, Outcome, file_complete};
 use crate::progress::{FileProgress, Progress};
-use crate::publish::{self, PublishError, Publisher, Target, Watch, missing_queue};
+use crate::publish::{self, PublishError, Publisher, Target, TargetError, Watch, missing_queue};
 use crate::rejects::Rejects;
 use crate::rules::Rules;
 use crate::state::{Mark, State, fingerprint};
@@ -28,6 +31,10 @@ pub const CHUNK: usize = 30;
 const CHUNK_BYTES: usize = 64 * 1024;
 /// Chunks that may wait for the publisher.
 const WAITING: usize = 8;
+/// Bytes of them, the one included that the publisher is about to send: a record that is larger waits alone.
+const WAITING_BYTES: usize = WAITING * CHUNK_BYTES;
+/// Attempts to make a file's witnesses: some thirty seconds.
+const ATTEMPTS: u32 = 8;
 /// Longest wait for the last confirms when the run is interrupted.
 const LAST_CONFIRMS: Duration = Duration::from_secs(3);
 
@@ -48,6 +55,12 @@ pub enum FileError {
         "queue {0} was deleted meanwhile; when it is there again, the next run publishes the file from its beginning"
     )]
     QueueDeleted(String),
+    /// The broker can't be asked to tell when a queue is deleted.
+    #[error("the queues can't be watched: {0}")]
+    Witnesses(TargetError),
+    /// The state can't be written.
+    #[error("the state can't be saved: {0}")]
+    State(io::Error),
     /// The rejects file can't be written.
     #[error("the rejects file can't be written: {0}")]
     Rejects(io::Error),
@@ -94,6 +107,7 @@ pub struct Shared {
 /// [`FileError`]; what was confirmed until then is in the state.
 pub async fn extract(shared: &Arc<Shared>, input: Input, progress: Arc<FileProgress>) -> Result<(), FileError> {
     let (state, version, data_type) = (&shared.state, input.version.as_str(), input.data_type);
+    let started_at = state.version(version).started_at;
     if shared.verify {
         verify(shared, &input).await?;
     }
@@ -110,27 +124,32 @@ pub async fn extract(shared: &Arc<Shared>, input: Input, progress: Arc<FileProgr
     if start.processed > 0 {
         shared.progress.note(&format!("{data_type}: going on behind record {}", start.processed));
     }
+    let target = Target::new(&shared.broker.prefix, data_type, &shared.workers);
+    // The queues are looked at by another connection: one whose publisher is held back by the broker gets no answers either.
+    let looking = publish::broker(&shared.broker);
+    if start == Mark::default() {
+        // First on the disk: nobody may find new witnesses beside a mark that older queues were for.
+        state.save().map_err(FileError::State)?;
+        add_witnesses(shared, &target, &looking, &started_at).await?;
+    }
 
     let (sender, mut chunks) = mpsc::channel::<Chunk>(WAITING);
     let reader = tokio::task::spawn_blocking({
         let (shared, input, progress) = (Arc::clone(shared), input.clone(), Arc::clone(&progress));
-        move || read(&shared, &input, start, &progress, &sender)
+        move || read(&shared, &input, start, &progress, Outlet::new(sender))
     });
     let broker = publish::broker(&shared.broker);
-    let target = Target::new(&shared.broker.prefix, data_type, &shared.workers);
-    // The queues are looked at by another connection: one whose publisher is held back by the broker gets no answers either.
-    let looking = publish::broker(&shared.broker);
     let watch = FileWatch { file: Arc::clone(&progress), progress: Arc::clone(&shared.progress) };
     let mut publisher = Publisher::new(Arc::clone(&broker), target.clone(), shared.compression, watch);
     let published = tokio::select! {
         published = publish_all(&mut publisher, &mut chunks, &progress) => published.map_err(FileError::from),
-        queue = missing_queue(&looking, &target) => Err(FileError::QueueDeleted(queue)),
+        queue = missing_queue(&looking, &target, &started_at) => Err(FileError::QueueDeleted(queue)),
         () = shared.stop.cancelled() => Err(FileError::Interrupted),
     };
     let published = match published {
         // Whoever interrupts a run may do so because a queue is gone.
         Ok(()) | Err(FileError::Publish(_) | FileError::Interrupted) => {
-            match timeout(LAST_CONFIRMS, target.missing(&looking)).await {
+            match timeout(LAST_CONFIRMS, target.missing(&looking, &started_at)).await {
                 Ok(Some(queue)) => Err(FileError::QueueDeleted(queue)),
                 Ok(None) | Err(_) => published,
             }
@@ -164,6 +183,23 @@ pub async fn extract(shared: &Arc<Shared>, input: Input, progress: Arc<FileProgr
     outcome
 }
 
+/// Makes the queues' witnesses. The broker may be away a while.
+async fn add_witnesses(shared: &Shared, target: &Target, broker: &Broker, started_at: &str) -> Result<(), FileError> {
+    let mut backoff = Backoff::outage();
+    for attempt in 1.. {
+        match target.add_witnesses(broker, started_at).await {
+            Ok(()) => break,
+            Err(e) if attempt == ATTEMPTS => return Err(FileError::Witnesses(e)),
+            Err(e) => shared.progress.note(&format!("{}: {e}; trying again", target.data_type)),
+        }
+        tokio::select! {
+            () = sleep(backoff.pause()) => {}
+            () = shared.stop.cancelled() => return Err(FileError::Interrupted),
+        }
+    }
+    Ok(())
+}
+
 /// Publishes the message that ends the file, when everything before it is confirmed.
 async fn finish(
     shared: &Shared,
@@ -183,20 +219,54 @@ async fn finish(
     }
 }
 
-/// Messages on their way to the publisher, each with the mark that its confirm moves to.
-type Chunk = Vec<(Vec<u8>, Mark)>;
+/// Messages, each with the mark that its confirm moves to.
+type Messages = Vec<(Vec<u8>, Mark)>;
+
+/// Messages on their way to the publisher, and the room that they take until it has sent them.
+type Chunk = (Messages, OwnedSemaphorePermit);
 
 async fn publish_all(
     publisher: &mut Publisher<FileWatch>,
     chunks: &mut mpsc::Receiver<Chunk>,
     progress: &FileProgress,
 ) -> Result<(), PublishError> {
-    while let Some(chunk) = chunks.recv().await {
-        let bytes: usize = chunk.iter().map(|(body, _)| body.len()).sum();
+    while let Some((messages, _room)) = chunks.recv().await {
+        let bytes: usize = messages.iter().map(|(body, _)| body.len()).sum();
         progress.sent.fetch_add(bytes as u64, Relaxed);
-        publisher.publish(chunk).await?;
+        publisher.publish(messages).await?;
     }
     publisher.flush().await
+}
+
+/// Where the reading thread puts its messages.
+struct Outlet {
+    chunks: mpsc::Sender<Chunk>,
+    room: Arc<Semaphore>,
+    messages: Messages,
+    bytes: usize,
+}
+
+impl Outlet {
+    fn new(chunks: mpsc::Sender<Chunk>) -> Self {
+        Outlet { chunks, room: Arc::new(Semaphore::new(WAITING_BYTES)), messages: Messages::new(), bytes: 0 }
+    }
+
+    fn push(&mut self, body: Vec<u8>, mark: Mark) {
+        self.bytes += body.len();
+        self.messages.push((body, mark));
+    }
+
+    /// Enough for a chunk.
+    fn is_full(&self) -> bool {
+        self.messages.len() >= CHUNK || self.bytes >= CHUNK_BYTES
+    }
+
+    /// Hands over what there is, when there is room for it. False if nobody takes it.
+    fn send(&mut self) -> bool {
+        let bytes = std::mem::take(&mut self.bytes).min(WAITING_BYTES) as u32;
+        let room = Handle::current().block_on(Arc::clone(&self.room).acquire_many_owned(bytes));
+        room.is_ok_and(|room| self.chunks.blocking_send((std::mem::take(&mut self.messages), room)).is_ok())
+    }
 }
 
 /// Reads the file to its end. Returns the mark there.
@@ -205,7 +275,7 @@ fn read(
     input: &Input,
     start: Mark,
     progress: &FileProgress,
-    sender: &mpsc::Sender<Chunk>,
+    mut outlet: Outlet,
 ) -> Result<Mark, FileError> {
     let mut records = Records::open(input, shared.format, Arc::clone(&progress.read)).map_err(ReadError::Io)?;
     let mut rejects = Rejects::open(&shared.directory, input, start.place.offset).map_err(FileError::Rejects)?;
@@ -213,14 +283,14 @@ fn read(
     let mut mark = start;
     if start.processed + start.rejected > 0 {
         records.resume(start.place)?;
+        progress.resumed();
     }
-    let (mut chunk, mut bytes) = (Chunk::new(), 0);
     loop {
         let next = match records.next(|record| encoder.encode(record)) {
             Ok(next) => next,
             Err(e) => {
                 // Everything before is published.
-                let _ = sender.blocking_send(chunk);
+                outlet.send();
                 return Err(e.into());
             }
         };
@@ -231,9 +301,7 @@ fn read(
             Next::Record(Outcome::Message(body), _) => {
                 mark.processed += 1;
                 mark.published += 1;
-                let body = shared.compression.pack(body).map_err(ReadError::Io)?;
-                bytes += body.len();
-                chunk.push((body, mark));
+                outlet.push(shared.compression.pack(body).map_err(ReadError::Io)?, mark);
             }
             Next::Record(Outcome::Skipped, _) => {
                 mark.processed += 1;
@@ -250,20 +318,17 @@ fn read(
                 rejects.note(&bad).map_err(FileError::Rejects)?;
             }
             Next::End => {
-                let _ = sender.blocking_send(chunk);
+                outlet.send();
                 return Ok(mark);
             }
         }
         progress.processed.store(mark.processed, Relaxed);
         if mark.rejected > shared.max_rejects {
-            let _ = sender.blocking_send(chunk);
+            outlet.send();
             return Err(FileError::TooManyRejects(mark.rejected));
         }
-        if chunk.len() >= CHUNK || bytes >= CHUNK_BYTES {
-            if sender.blocking_send(std::mem::take(&mut chunk)).is_err() {
-                return Err(FileError::Interrupted);
-            }
-            bytes = 0;
+        if outlet.is_full() && !outlet.send() {
+            return Err(FileError::Interrupted);
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Where records come from: a file or the standard input, packed or not, in one of three formats.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::DataType;
-use flate2::bufread::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 
 use crate::jsonl::JsonlReader;
 use crate::node::Object;
@@ -71,6 +71,9 @@ pub enum ReadError {
         /// What is missing.
         missing: String,
     },
+    /// It has no bytes, as after an export that failed.
+    #[error("the file is empty")]
+    Empty,
     /// It holds something else.
     #[error("expected <{expected}>, found {found:?}")]
     WrongRoot {
@@ -93,6 +96,19 @@ pub enum Format {
     Jsonl,
     /// A header row and a row for each record.
     Csv,
+}
+
+impl Format {
+    /// What a file's name says: its ending, before that of its packing.
+    pub fn of_name(name: &str) -> Option<Format> {
+        let plain = [".gz", ".zst"].iter().find_map(|packing| name.strip_suffix(packing)).unwrap_or(name);
+        match plain.rsplit_once('.')?.1 {
+            "xml" => Some(Format::Xml),
+            "jsonl" | "ndjson" => Some(Format::Jsonl),
+            "csv" => Some(Format::Csv),
+            _ => None,
+        }
+    }
 }
 
 /// A file of records, or the standard input.
@@ -142,13 +158,14 @@ pub enum Records {
 }
 
 impl Records {
-    /// Opens an input. Packing and, unless given, format are told from the first bytes, not from names. `read` counts the
-    /// bytes that were read of the file as it is.
+    /// Opens an input. Its format, unless given, is told from its name, and from its first byte only if the name says
+    /// nothing; its packing always from its first bytes. `read` counts the bytes that were read of the file as it is.
     ///
     /// # Errors
     /// [`io::Error`] if it can't be opened.
     pub fn open(input: &Input, format: Option<Format>, read: Arc<AtomicU64>) -> io::Result<Records> {
         let raw: Source = if input.is_stdin() { Box::new(io::stdin()) } else { Box::new(File::open(&input.path)?) };
+        let format = format.or_else(|| Format::of_name(&input.name()));
         Records::from_reader(Box::new(Counted { inner: raw, read }), input.data_type, format)
     }
 
@@ -220,7 +237,7 @@ fn unpacked(mut source: Source) -> io::Result<Source> {
     let (gzip, zstd) = (is(GZIP), is(ZSTD));
     let whole = BufReader::with_capacity(64 * 1024, io::Cursor::new(head).chain(source));
     Ok(if gzip {
-        Box::new(BufReader::with_capacity(64 * 1024, MultiGzDecoder::new(whole)))
+        Box::new(BufReader::with_capacity(64 * 1024, Gzip::new(whole)))
     } else if zstd {
         let mut decoder = zstd::Decoder::with_buffer(whole)?;
         decoder.window_log_max(ZSTD_WINDOW)?;
@@ -228,6 +245,50 @@ fn unpacked(mut source: Source) -> io::Result<Source> {
     } else {
         Box::new(whole)
     })
+}
+
+/// A gzip file: one member or several, and zeros behind the last one, which tapes and block devices leave there. Like
+/// `gzip`, it takes these for padding; anything else behind a member is an error.
+struct Gzip<R> {
+    /// `None` behind the last one.
+    member: Option<GzDecoder<R>>,
+}
+
+impl<R: BufRead> Gzip<R> {
+    fn new(source: R) -> Self {
+        Gzip { member: Some(GzDecoder::new(source)) }
+    }
+}
+
+impl<R: BufRead> Read for Gzip<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.member {
+            let n = member.read(buffer)?;
+            if n > 0 || buffer.is_empty() {
+                return Ok(n);
+            }
+            let padded = skip_zeros(member.get_mut())?;
+            let ended = member.get_mut().fill_buf()?.is_empty();
+            if padded && !ended {
+                return Err(io::Error::other("there is something behind the zeros that end it"));
+            }
+            self.member = self.member.take().filter(|_| !ended).map(|member| GzDecoder::new(member.into_inner()));
+        }
+        Ok(0)
+    }
+}
+
+/// Whether there were any.
+fn skip_zeros(source: &mut impl BufRead) -> io::Result<bool> {
+    let mut any = false;
+    loop {
+        let zeros = source.fill_buf()?.iter().take_while(|byte| **byte == 0).count();
+        if zeros == 0 {
+            return Ok(any);
+        }
+        source.consume(zeros);
+        any = true;
+    }
 }
 
 /// What was read until the first byte that is neither white space nor part of a byte order mark, and that byte.
@@ -329,6 +390,70 @@ mod tests {
         for bytes in [b"".as_slice(), &packed[..1], b"\x1f\x8b"] {
             assert!(whole("x", bytes, None).1.is_err());
         }
+    }
+
+    #[test]
+    fn a_name_decides_the_format_whatever_the_first_line_is() {
+        let record = r#"{"id":"1"}"#.to_owned();
+        let cut_off = "the file is cut off: it ends before </labels>";
+        let no_header = "no header row with a column `id`: ";
+        for (name, text, records, error) in [
+            ("x.jsonl", "", vec![], Some("the file is empty")),
+            ("x.jsonl", "\n", vec![], None),
+            ("x.jsonl", "garbage\n{\"id\":\"1\"}\n", vec!["malformed_json".to_owned(), record.clone()], None),
+            ("x.ndjson", "<id>\n{\"id\":\"1\"}\n", vec!["malformed_json".to_owned(), record.clone()], None),
+            ("x.csv", "", vec![], Some("no header row with a column `id`: the file is empty")),
+            ("x.csv", "{\n1\n", vec![], Some(no_header)),
+            ("x.csv", "<a>,id\n,1\n", vec![record.clone()], None),
+            ("x.xml", "", vec![], Some(cut_off)),
+            ("x.xml", "id\n1\n", vec![], Some("")),
+            // Nothing but the content is left.
+            ("x.xml.old", "id\n1\n", vec![record.clone()], None),
+            ("xml", "{\"id\":\"1\"}\n", vec![record.clone()], None),
+            ("x", "", vec![], Some(cut_off)),
+        ] {
+            for (packing, bytes) in [
+                ("", text.as_bytes().to_vec()),
+                (".gz", gzip(text.as_bytes())),
+                (".zst", zstd::encode_all(text.as_bytes(), 1).unwrap()),
+            ] {
+                let name = format!("{name}{packing}");
+                let (all, end) = whole(&name, &bytes, None);
+                assert_eq!(all, records, "{name}: {text}");
+                match (error, end) {
+                    (None, end) => assert_eq!(end, Ok(()), "{name}: {text}"),
+                    (Some(error), end) => assert!(end.clone().is_err_and(|e| e.contains(error)), "{name}: {end:?}"),
+                }
+            }
+        }
+        // `--format` counts more.
+        assert_eq!(whole("x.csv", b"{\"id\":\"1\"}", Some(Format::Jsonl)), (vec![record], Ok(())));
+    }
+
+    #[test]
+    fn zeros_behind_a_gzip_file_are_padding_and_anything_else_is_not() {
+        let xml = "<labels>\n<label><id>1</id></label>\n</labels>\n".as_bytes();
+        let record = r#"{"id":"1"}"#.to_owned();
+        let packed = gzip(xml);
+        let parts = [gzip(&xml[..20]), gzip(&xml[20..])].concat();
+        for file in [&packed, &parts] {
+            for zeros in [1, 17, 512, 200_000] {
+                let padded = [&file[..], &vec![0; zeros]].concat();
+                assert_eq!(whole("x.xml.gz", &padded, None), (vec![record.clone()], Ok(())), "{zeros}");
+                for garbage in [b"x".as_slice(), &packed, b"\x1f"] {
+                    let (all, end) = whole("x.xml.gz", &[&padded, garbage].concat(), None);
+                    assert_eq!(all, std::slice::from_ref(&record), "{zeros}");
+                    assert!(end.is_err_and(|e| e.contains("behind the zeros")), "{zeros}");
+                }
+            }
+            for garbage in [b"garbage".as_slice(), b"\x1f", b"\n"] {
+                let (all, end) = whole("x.xml.gz", &[file, garbage].concat(), None);
+                assert_eq!(all, std::slice::from_ref(&record));
+                assert!(end.is_err(), "{garbage:?}");
+            }
+        }
+        // Zeros within are none.
+        assert!(whole("x.xml.gz", &[&gzip(&xml[..20])[..], &[0; 10], &gzip(&xml[20..])].concat(), None).1.is_err());
     }
 
     #[test]

@@ -53,7 +53,7 @@ impl<R: Read> JsonlReader<R> {
             self.line.clear();
             let read = self.source.by_ref().take(self.max_record as u64 + 1).read_until(b'\n', &mut self.line)?;
             if read == 0 {
-                return Ok(Next::End);
+                return if begin.offset == 0 { Err(ReadError::Empty) } else { Ok(Next::End) };
             }
             self.place.offset += read as u64;
             let too_large = read > self.max_record && !self.line.ends_with(b"\n");

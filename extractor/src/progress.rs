@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::DataType;
@@ -77,8 +77,24 @@ pub struct FileProgress {
     /// Whether nothing more happens to it.
     pub over: AtomicBool,
     confirmed: Mutex<Mark>,
-    /// What the run began with, when, and how long it took if it is over.
-    begun: Mutex<(Mark, Instant, Option<Duration>)>,
+    begun: Mutex<Begun>,
+}
+
+/// What a run began with: its pace is counted from there.
+#[derive(Clone, Copy)]
+struct Begun {
+    mark: Mark,
+    since: Instant,
+    /// Bytes of the file that were read until then.
+    read: u64,
+    /// How long it took, if it is over.
+    took: Option<Duration>,
+}
+
+impl Begun {
+    fn now(mark: Mark, read: u64) -> Self {
+        Begun { mark, since: Instant::now(), read, took: None }
+    }
 }
 
 impl FileProgress {
@@ -95,22 +111,32 @@ impl FileProgress {
             complete: AtomicBool::new(false),
             over: AtomicBool::new(false),
             confirmed: Mutex::default(),
-            begun: Mutex::new((Mark::default(), Instant::now(), None)),
+            begun: Mutex::new(Begun::now(Mark::default(), 0)),
         }
     }
 
     /// Sets the mark that this run begins with.
     pub fn begin(&self, mark: Mark) {
-        *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = (mark, Instant::now(), None);
+        *self.begun() = Begun::now(mark, 0);
         self.processed.store(mark.processed, Relaxed);
         self.confirm(mark);
     }
 
+    /// The reader has come to that mark, past what an earlier run published: how long that took tells nothing of the rest.
+    pub fn resumed(&self) {
+        let mut begun = self.begun();
+        *begun = Begun::now(begun.mark, self.read.load(Relaxed));
+    }
+
     /// Nothing more happens to the file.
     pub fn end(&self) {
-        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
-        begun.2 = Some(begun.1.elapsed());
+        let mut begun = self.begun();
+        begun.took = Some(begun.since.elapsed());
         self.over.store(true, Relaxed);
+    }
+
+    fn begun(&self) -> MutexGuard<'_, Begun> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Moves the confirmed mark.
@@ -125,16 +151,18 @@ impl FileProgress {
 
     /// Records per second in this run.
     pub fn rate(&self) -> f64 {
-        let (mark, since, took) = *self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        let Begun { mark, since, took, .. } = *self.begun();
         let seconds = took.unwrap_or_else(|| since.elapsed()).as_secs_f64();
         self.confirmed().processed.saturating_sub(mark.processed) as f64 / seconds.max(0.001)
     }
 
     /// Share of the file that was read, and the time that the rest will take at the pace so far.
     fn forecast(&self) -> Option<(f64, Duration)> {
-        let (_, since, _) = *self.begun.lock().unwrap_or_else(PoisonError::into_inner);
-        let share = (self.read.load(Relaxed) as f64 / self.size as f64).min(1.0);
-        (self.size > 0 && share > 0.0).then(|| (share, since.elapsed().mul_f64((1.0 - share) / share)))
+        let begun = *self.begun();
+        let read = self.read.load(Relaxed).min(self.size);
+        let (done, left) = (read.saturating_sub(begun.read), self.size - read);
+        let share = read as f64 / self.size as f64;
+        (done > 0).then(|| (share, begun.since.elapsed().mul_f64(left as f64 / done as f64)))
     }
 
     fn export(&self) {
@@ -242,7 +270,7 @@ impl Progress {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(Arc<FileProgress>, Option<ProgressBar>)>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<(Arc<FileProgress>, Option<ProgressBar>)>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -287,5 +315,33 @@ impl Probe for Progress {
 
     fn unready(&self) -> Vec<String> {
         Vec::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pace_is_that_of_this_run() {
+        let input = Input { path: "x.xml".into(), data_type: DataType::Labels, version: "20260401".to_owned() };
+        let file = FileProgress::new(&input, 1000);
+        assert!(file.forecast().is_none());
+        let mark = |processed| Mark { processed, ..Mark::default() };
+        file.begin(mark(900));
+        // What an earlier run published is read in no time, and says nothing about the rest.
+        file.read.store(600, Relaxed);
+        assert!(file.forecast().is_some_and(|(_, left)| left < Duration::from_secs(1)));
+        file.resumed();
+        assert!(file.forecast().is_none());
+        file.begun().since -= Duration::from_secs(10);
+        file.read.store(700, Relaxed);
+        file.confirm(mark(1000));
+        let (share, left) = file.forecast().unwrap();
+        assert!((0.7 - share).abs() < 1e-9 && (29.9..31.0).contains(&left.as_secs_f64()), "{share} {left:?}");
+        assert!((9.0..=10.0).contains(&file.rate()), "{}", file.rate());
+        // A pipe may give more than its size says.
+        file.read.store(2000, Relaxed);
+        assert_eq!(file.forecast(), Some((1.0, Duration::ZERO)));
     }
 }

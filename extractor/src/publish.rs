@@ -12,7 +12,8 @@ use common::{DataType, Topology};
 use futures_util::FutureExt;
 use futures_util::future::try_join_all;
 use lapin::options::{
-    BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+    BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions,
+    QueueDeclareOptions,
 };
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Confirmation, ErrorKind, ExchangeKind, PublisherConfirm};
@@ -86,12 +87,51 @@ impl Target {
         Target { data_type, exchange: Topology::new(prefix, "", data_type).data_exchange, queues }
     }
 
-    /// The first of the queues that does not exist. While the broker is away, nothing is known to be missing.
-    pub async fn missing(&self, broker: &Broker) -> Option<String> {
+    /// Makes what tells the queues of a run from later ones of the same names: for each queue an exchange that nobody
+    /// publishes to, and that the broker deletes together with the queue, its only binding. A queue that is deleted and
+    /// declared again has none.
+    ///
+    /// # Errors
+    /// [`TargetError`].
+    pub async fn add_witnesses(&self, broker: &Broker, started_at: &str) -> Result<(), TargetError> {
+        let channel = broker.channel().await?;
+        let options = ExchangeDeclareOptions { durable: true, auto_delete: true, internal: true, ..Default::default() };
+        for queue in &self.queues {
+            if !exists(&channel, queue).await? {
+                return Err(TargetError::Missing(queue.clone()));
+            }
+            let (queue, witness) = (queue.as_str(), witness(queue, started_at));
+            let witness = witness.as_str();
+            let none = FieldTable::default;
+            answered(channel.exchange_declare(witness.into(), ExchangeKind::Fanout, options, none())).await?;
+            let bind = QueueBindOptions::default();
+            answered(channel.queue_bind(queue.into(), witness.into(), queue.into(), bind, none())).await?;
+        }
+        // Everything was answered: whatever becomes of the channel now is of no meaning.
+        let _ = answered(channel.close(200, "added".into())).await;
+        Ok(())
+    }
+
+    /// Removes what [`Target::add_witnesses`] made. What can't be removed goes with its queue.
+    pub async fn remove_witnesses(&self, broker: &Broker, started_at: &str) {
+        let Ok(channel) = broker.channel().await else { return };
+        for queue in &self.queues {
+            let witness = witness(queue, started_at);
+            let deleted = channel.exchange_delete(witness.as_str().into(), ExchangeDeleteOptions::default());
+            if answered(deleted).await.is_err() {
+                return;
+            }
+        }
+        let _ = answered(channel.close(200, "removed".into())).await;
+    }
+
+    /// The first of the queues that was deleted since the run's witnesses were added, whether it was declared again or not.
+    /// While the broker is away, nothing is known to be missing.
+    pub async fn missing(&self, broker: &Broker, started_at: &str) -> Option<String> {
         let channel = broker.channel().await.ok()?;
         let mut missing = None;
         for queue in &self.queues {
-            match exists(&channel, queue).await {
+            match is_witnessed(&channel, queue, started_at).await {
                 Ok(true) => {}
                 Ok(false) => {
                     missing = Some(queue.clone());
@@ -100,7 +140,7 @@ impl Target {
                 Err(_) => break,
             }
         }
-        // The broker has closed it already if a queue is missing.
+        // The broker has closed it already if a witness is missing.
         let _ = answered(channel.close(200, "looked".into())).await;
         missing
     }
@@ -130,13 +170,14 @@ impl Target {
     }
 }
 
-/// Looks every second whether a target's queues are still there, and returns the name of one that is not, twice in a row.
+/// Looks every second whether a target's queues are still those of the run, and returns the name of one that is not, twice
+/// in a row.
 /// What was confirmed for a queue that somebody deleted is gone, and the broker tells only if no other queue is bound.
-pub async fn missing_queue(broker: &Broker, target: &Target) -> String {
+pub async fn missing_queue(broker: &Broker, target: &Target, started_at: &str) -> String {
     let mut last = None;
     loop {
         sleep(LOOK).await;
-        let missing = target.missing(broker).await;
+        let missing = target.missing(broker, started_at).await;
         if let Some(queue) = &missing
             && missing == last
         {
@@ -146,10 +187,28 @@ pub async fn missing_queue(broker: &Broker, target: &Target) -> String {
     }
 }
 
+/// Name of the exchange that stands for a queue in one run.
+fn witness(queue: &str, started_at: &str) -> String {
+    format!("{queue}.{started_at}")
+}
+
 /// Whether a queue exists. If not, the broker has closed the channel.
 async fn exists(channel: &Channel, queue: &str) -> Result<bool, BrokerError> {
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    match answered(channel.queue_declare(queue.into(), passive, FieldTable::default())).await {
+    found(answered(channel.queue_declare(queue.into(), passive, FieldTable::default())).await)
+}
+
+/// Whether a queue's witness exists. If not, the broker has closed the channel.
+async fn is_witnessed(channel: &Channel, queue: &str, started_at: &str) -> Result<bool, BrokerError> {
+    let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    let witness = witness(queue, started_at);
+    let looked =
+        channel.exchange_declare(witness.as_str().into(), ExchangeKind::Fanout, passive, FieldTable::default());
+    found(answered(looked).await)
+}
+
+fn found<T>(looked: Result<T, BrokerError>) -> Result<bool, BrokerError> {
+    match looked {
         Ok(_) => Ok(true),
         Err(BrokerError::Amqp(e)) if matches!(e.kind(), ErrorKind::ProtocolError(e) if e.get_id() == 404) => Ok(false),
         Err(e) => Err(e),

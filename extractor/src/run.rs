@@ -44,7 +44,16 @@ pub enum Done {
 pub async fn version(shared: &Arc<Shared>, plan: &Plan, forced: bool) -> std::io::Result<Done> {
     let started = Instant::now();
     let (state, version) = (&shared.state, plan.version.as_str());
+    if forced {
+        remove_witnesses(shared, version).await;
+    }
     state.start(version, forced);
+    // Also after a crash nobody goes on behind what went with a queue.
+    for (data_type, queue) in forget_what_is_gone(shared, version).await {
+        shared.progress.note(&format!(
+            "{data_type}: queue {queue} was deleted since it was published to, or is new; beginning anew"
+        ));
+    }
     let open: Vec<_> = {
         let known = state.version(version);
         let is_open = |t: DataType| known.file(t).is_none_or(|file| !file.complete);
@@ -102,8 +111,8 @@ pub async fn version(shared: &Arc<Shared>, plan: &Plan, forced: bool) -> std::io
 
     let before = state.before(version);
     let mut summary = Summary::new(plan, &state.version(version), before, &outcomes, started.elapsed());
-    for failure in forget_what_is_gone(shared, version).await {
-        summary.failures.push(failure);
+    for (data_type, queue) in forget_what_is_gone(shared, version).await {
+        summary.failures.push(format!("{data_type}: {}", FileError::QueueDeleted(queue)));
     }
     state.save()?;
     if is_whole(&state.version(version)) {
@@ -111,6 +120,7 @@ pub async fn version(shared: &Arc<Shared>, plan: &Plan, forced: bool) -> std::io
             Ok(()) => {
                 state.announced(version);
                 state.save()?;
+                remove_witnesses(shared, version).await;
                 summary.announced = true;
             }
             Err(e) => summary.failures.push(format!("extraction_complete is not published: {e}")),
@@ -119,19 +129,33 @@ pub async fn version(shared: &Arc<Shared>, plan: &Plan, forced: bool) -> std::io
     Ok(Done::Now(summary))
 }
 
-/// If a queue was deleted, what was published of its type may be lost, however complete: the next run begins it anew.
-async fn forget_what_is_gone(shared: &Shared, version: &str) -> Vec<String> {
+/// If a queue was deleted, what was published of its type may be lost, however complete: it is to be published from its
+/// beginning. Returns the types of which that is so, with the queue.
+async fn forget_what_is_gone(shared: &Shared, version: &str) -> Vec<(DataType, String)> {
+    let known = shared.state.version(version);
     let broker = publish::broker(&shared.broker);
-    let mut failures = Vec::new();
-    for (data_type, _) in shared.state.version(version).counts() {
+    let mut gone = Vec::new();
+    let begun = |t: &DataType| known.file(*t).is_some_and(|file| file.complete || file.mark != Mark::default());
+    for data_type in DataType::ALL.into_iter().filter(begun) {
         let target = Target::new(&shared.broker.prefix, data_type, &shared.workers);
-        if let Some(queue) = target.missing(&broker).await {
+        if let Some(queue) = target.missing(&broker, &known.started_at).await {
             shared.state.update(version, data_type, |file| (file.mark, file.complete) = (Mark::default(), false));
-            failures.push(format!("{data_type}: {}", FileError::QueueDeleted(queue)));
+            gone.push((data_type, queue));
         }
     }
     broker.close().await;
-    failures
+    gone
+}
+
+/// Removes the witnesses of a version that is published, or published anew.
+async fn remove_witnesses(shared: &Shared, version: &str) {
+    let known = shared.state.version(version);
+    let broker = publish::broker(&shared.broker);
+    for data_type in DataType::ALL.into_iter().filter(|t| known.file(*t).is_some()) {
+        let target = Target::new(&shared.broker.prefix, data_type, &shared.workers);
+        target.remove_witnesses(&broker, &known.started_at).await;
+    }
+    broker.close().await;
 }
 
 /// Whether all four files are complete.

@@ -31,6 +31,13 @@ pub struct Mark {
     pub rejected: u64,
 }
 
+impl Mark {
+    /// Everything in the file up to there: also what could not be read, which `processed` has not.
+    pub fn records(&self) -> u64 {
+        self.published + self.skipped + self.rejected
+    }
+}
+
 /// What is known of one type's file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileState {
@@ -63,10 +70,19 @@ impl VersionState {
         self.files.get(data_type.name())
     }
 
-    /// Records of each type whose file is complete.
+    /// Records that were read of each type whose file is complete: the contract's `record_counts`.
     pub fn counts(&self) -> Counts {
-        let complete = |t: &DataType| self.file(*t).filter(|file| file.complete).map(|file| (*t, file.mark.processed));
-        DataType::ALL.iter().filter_map(complete).collect()
+        self.complete(|mark| mark.processed)
+    }
+
+    /// Records that were rejected, of all types.
+    pub fn rejected(&self) -> u64 {
+        self.files.values().map(|file| file.mark.rejected).sum()
+    }
+
+    fn complete(&self, count: impl Fn(&Mark) -> u64) -> Counts {
+        let of = |t: &DataType| self.file(*t).filter(|file| file.complete).map(|file| (*t, count(&file.mark)));
+        DataType::ALL.iter().filter_map(of).collect()
     }
 }
 
@@ -112,7 +128,7 @@ impl State {
         self.lock().versions.get(version).cloned().unwrap_or_default()
     }
 
-    /// The newest announced version before this one, with its counts.
+    /// The newest announced version before this one, with the records of its files.
     pub fn before(&self, version: &str) -> Option<(String, Counts)> {
         let contents = self.lock();
         let announced = |(_, state): &(&String, &VersionState)| state.announced_at.is_some();
@@ -121,7 +137,7 @@ impl State {
             .range(..version.to_owned())
             .rev()
             .find(announced)
-            .map(|(v, state)| (v.clone(), state.counts()))
+            .map(|(v, state)| (v.clone(), state.complete(Mark::records)))
     }
 
     /// Notes that a version is worked on: the first time, or anew if it is `forced`.
@@ -261,7 +277,7 @@ mod tests {
                 state.announced(version);
             }
         }
-        assert_eq!(state.before("20260401"), Some(("20260201".to_owned(), vec![(DataType::Labels, 8)])));
+        assert_eq!(state.before("20260401"), Some(("20260201".to_owned(), vec![(DataType::Labels, 8 + 1 + 2)])));
         assert_eq!(state.before("20260101"), None);
     }
 

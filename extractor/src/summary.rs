@@ -7,6 +7,7 @@ use common::DataType;
 use indicatif::{HumanCount, HumanDuration};
 use serde_json::{Value, json};
 
+use crate::file::FileError;
 use crate::message::Counts;
 use crate::plan::Plan;
 use crate::run::FileOutcome;
@@ -61,8 +62,12 @@ impl Summary {
             let file = state.file(data_type);
             match (input, worked) {
                 (_, Some((progress, Err(e)))) => {
-                    let processed = file.map_or(0, |file| file.mark.processed);
-                    summary.failures.push(format!("{}: {e} (behind record {processed})", progress.name));
+                    // A file that was not looked into has no place, even if another one of its name was begun.
+                    let place = match (e, file.map_or(0, |file| file.mark.processed)) {
+                        (FileError::Checksum(_), _) | (_, 0) => String::new(),
+                        (_, processed) => format!(" (behind record {processed})"),
+                    };
+                    summary.failures.push(format!("{}: {e}{place}", progress.name));
                 }
                 (Some(input), None) if file.is_none_or(|file| !file.complete) => {
                     summary.failures.push(format!("{}: internal error: its task died", input.name()));
@@ -87,11 +92,11 @@ impl Summary {
                 summary.warnings.push(format!("{text}; rejects-{}-{}.jsonl says why", plan.version, row.data_type));
             }
             match summary.previous(row.data_type) {
-                Some((version, count)) if row.complete && row.mark.processed < count => {
+                Some((version, count)) if row.complete && row.mark.records() < count => {
                     summary.warnings.push(format!(
                         "{} shrank: {} records, {} in {version}; is the dump complete?",
                         row.data_type,
-                        HumanCount(row.mark.processed),
+                        HumanCount(row.mark.records()),
                         HumanCount(count)
                     ));
                 }
@@ -124,8 +129,8 @@ impl Summary {
             let m = row.mark;
             let rate = row.rate.map_or("-".to_owned(), |rate| HumanCount(rate.round() as u64).to_string());
             let difference = match self.previous(row.data_type) {
-                Some((_, count)) if m.processed >= count => format!("+{}", HumanCount(m.processed - count)),
-                Some((_, count)) => format!("-{}", HumanCount(count - m.processed)),
+                Some((_, count)) if m.records() >= count => format!("+{}", HumanCount(m.records() - count)),
+                Some((_, count)) => format!("-{}", HumanCount(count - m.records())),
                 None => String::new(),
             };
             let unfinished = if row.complete { "" } else { "  not finished" };
@@ -133,7 +138,7 @@ impl Summary {
                 out,
                 "  {:<9}{:>13}{:>13}{:>10}{:>10}{rate:>11}   {difference}{unfinished}",
                 row.data_type.name(),
-                HumanCount(m.processed).to_string(),
+                HumanCount(m.records()).to_string(),
                 HumanCount(m.published).to_string(),
                 HumanCount(m.skipped).to_string(),
                 HumanCount(m.rejected).to_string(),
@@ -146,8 +151,10 @@ impl Summary {
             let _ = writeln!(out, "  error: {failure}");
         }
         if !self.failures.is_empty() {
-            let _ =
-                writeln!(out, "  Repair what is wrong and run it again: it goes on behind the last confirmed record.");
+            let _ = writeln!(
+                out,
+                "  Repair what is wrong and run it again: a file that was begun goes on behind its last confirmed record."
+            );
         }
         if self.announced {
             let _ = writeln!(out, "  All four types are published; the workers were told (extraction_complete).");
@@ -163,7 +170,7 @@ impl Summary {
             .map(|row| {
                 let m = row.mark;
                 let value = json!({
-                    "records": m.processed,
+                    "records": m.records(),
                     "published": m.published,
                     "skipped": m.skipped,
                     "rejected": m.rejected,
@@ -187,8 +194,7 @@ impl Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::file::FileError;
-    use crate::input::Input;
+    use crate::input::{Input, ReadError};
     use crate::progress::FileProgress;
     use crate::state::FileState;
     use std::sync::Arc;
@@ -267,6 +273,34 @@ mod tests {
     }
 
     #[test]
+    fn the_columns_add_up_whatever_was_rejected() {
+        // Two that could not be read, and one that was read and had no id: that one counts as processed.
+        let mark = Mark { processed: 8, published: 4, skipped: 3, rejected: 3, ..Mark::default() };
+        let text = summary(&[(DataType::Labels, mark, true)], &[(DataType::Labels, 11)], &[]).to_text();
+        let row = text.lines().find(|line| line.contains("labels ")).unwrap();
+        let numbers: Vec<&str> = row.split_whitespace().collect();
+        assert_eq!(numbers, ["labels", "10", "4", "3", "3", "-", "-1"], "{text}");
+        assert!(text.contains("labels shrank: 10 records, 11 in 20260301"), "{text}");
+    }
+
+    #[test]
+    fn a_failure_tells_the_place_only_if_there_is_one() {
+        let failure = |error, processed| {
+            let file = input(DataType::Labels);
+            let outcomes = [(Arc::new(FileProgress::new(&file, 0)), Err(error))];
+            let mark = Mark { processed, published: processed, ..Mark::default() };
+            summary(&[(DataType::Labels, mark, false)], &[], &outcomes).failures.remove(0)
+        };
+        let empty = || FileError::Read(ReadError::Empty);
+        let name = "discogs_20260401_labels.xml.gz";
+        assert_eq!(failure(empty(), 0), format!("{name}: the file is empty"));
+        assert_eq!(failure(empty(), 7), format!("{name}: the file is empty (behind record 7)"));
+        for processed in [0, 7] {
+            assert_eq!(failure(FileError::Checksum("is wrong".to_owned()), processed), format!("{name}: is wrong"));
+        }
+    }
+
+    #[test]
     fn a_file_that_is_not_finished_is_a_failure() {
         let labels = Input { path: "labels.xml".into(), data_type: DataType::Labels, version: "20260401".to_owned() };
         let progress = Arc::new(FileProgress::new(&labels, 0));
@@ -288,7 +322,7 @@ mod tests {
         assert_eq!(json["types"].as_object().map(|types| types.len()), Some(4));
         assert_eq!(
             json["types"]["artists"].take(),
-            json!({"records": 12_345, "published": 12_343, "skipped": 2, "rejected": 3, "previous": 5})
+            json!({"records": 12_348, "published": 12_343, "skipped": 2, "rejected": 3, "previous": 5})
         );
         assert_eq!(json["types"]["labels"]["previous"], Value::Null);
         let rest = ["version", "started_at", "duration_seconds", "previous_version"].map(|key| json[key].take());

@@ -225,6 +225,27 @@ async fn rules_skip_records_drop_values_and_clear_years() -> Result<(), Error> {
     job.stage.clean_up().await
 }
 
+/// Runs the extractor to its end. Returns its peak of memory in KiB, too.
+async fn peak(job: &Job) -> Result<(Ended, u64), Error> {
+    let running = job.start(&[])?;
+    let status = format!("/proc/{}/status", running.pid());
+    // The kernel keeps the peak; it is gone with the process.
+    let watched = tokio::spawn(async move {
+        let mut peak = 0;
+        while let Ok(text) = fs::read_to_string(&status) {
+            let Some(line) = text.lines().find_map(|line| line.strip_prefix("VmHWM:")) else { break };
+            peak = line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(u64::MAX);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        peak
+    });
+    let ended = running.ended().await?.with(0);
+    let peak = watched.await?;
+    println!("peak: {} MiB\n{}", peak / 1024, ended.out);
+    assert!(peak > 0, "the peak was never seen");
+    Ok((ended, peak))
+}
+
 /// Records of 300 KB in a row, and as many tiny ones as fill every buffer that counts bytes instead of records.
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_stays_under_64_mib() -> Result<(), Error> {
@@ -248,24 +269,32 @@ async fn memory_stays_under_64_mib() -> Result<(), Error> {
     job.folder.write(DataType::Artists, "xml.gz", gzip(format!("<artists>\n{tiny}</artists>\n").as_bytes())?)?;
     drop(tiny);
 
-    let running = job.start(&[])?;
-    let status = format!("/proc/{}/status", running.pid());
-    // The kernel keeps the peak; it is gone with the process.
-    let watched = tokio::spawn(async move {
-        let mut peak = 0;
-        while let Ok(text) = fs::read_to_string(&status) {
-            let Some(line) = text.lines().find_map(|line| line.strip_prefix("VmHWM:")) else { break };
-            peak = line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(u64::MAX);
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        peak
-    });
-    let ended = running.ended().await?.with(0).saying(&["200,000"]);
-    let peak = watched.await?;
-    println!("peak: {} MiB\n{}", peak / 1024, ended.out);
-    assert!(peak > 0, "the peak was never seen");
+    let (ended, peak) = peak(&job).await?;
+    ended.saying(&["200,000"]);
     assert!(peak < 64 * 1024, "{} MiB", peak / 1024);
     job.stage.clean_up().await
+}
+
+/// As large as the largest real record, in all four files at once; and as large as any record may be, in bytes that JSON
+/// does not lengthen. The broker takes them more slowly than they are read.
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_is_bounded_whatever_the_records_size() -> Result<(), Error> {
+    for (bytes, count, bound) in [(300_000, 100, 64), (extractor::input::MAX_RECORD - 1000, 40, 96)] {
+        let mut job = Job::new("large", ONE).await?;
+        let _proxy = job.through_proxy(10_000_000).await?;
+        let notes = "Ärger ".repeat(bytes / 7);
+        for t in DataType::ALL {
+            let one = t.name().trim_end_matches('s');
+            let record = |id: usize| format!("<{one} id=\"{id}\"><id>{id}</id><notes>{notes}</notes></{one}>\n");
+            let records: String = (1..=count).map(record).collect();
+            job.folder.write(t, "xml.gz", gzip(format!("<{t}>\n{records}</{t}>\n").as_bytes())?)?;
+        }
+        let (ended, peak) = peak(&job).await?;
+        assert_eq!(ended.out.lines().filter(|line| line.contains(&format!(" {count} "))).count(), 4, "{}", ended.out);
+        assert!(peak < bound * 1024, "{} MiB with records of {bytes} bytes", peak / 1024);
+        job.stage.clean_up().await?;
+    }
+    Ok(())
 }
 
 // ------------------------------------------------------------------------------------------------- versions

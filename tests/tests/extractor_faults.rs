@@ -11,8 +11,11 @@ use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use integration_tests::dumps::{Bodies, MONTH, bodies, text};
 use integration_tests::job::{Ended, Extraction};
+use integration_tests::stage::services;
 use integration_tests::{Error, Job};
-use lapin::options::QueueDeleteOptions;
+use lapin::ExchangeKind;
+use lapin::options::{ExchangeDeclareOptions, QueueDeleteOptions};
+use lapin::types::FieldTable;
 
 const BOTH: &str = "graphinator,tableinator";
 const ONE: &str = "tableinator";
@@ -220,6 +223,110 @@ async fn a_run_that_is_stopped_after_a_queue_was_deleted_begins_anew() -> Result
     a_queue_deleted_in_mid_run(BOTH, true).await
 }
 
+/// A crash right after a queue was deleted: nobody was there to notice, and its worker has declared it again since.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_killed_before_a_queue_is_deleted_begins_anew() -> Result<(), Error> {
+    let mut job = Job::new("gonekilled", BOTH).await?;
+    let expected = job.folder.generate(5000, 38)?;
+    let proxy = job.through_proxy(SLOW).await?;
+    let (labels, releases) = (DataType::Labels, DataType::Releases);
+    let mut running = job.start(&[])?;
+    let saved = || {
+        let state = job.state(MONTH).ok()?;
+        (state.file(labels)?.complete && state.file(releases)?.mark.published > 0).then_some(state)
+    };
+    running.until("saved with labels and some releases", |_| saved().is_some()).await?;
+    running.signal("KILL")?;
+    assert_eq!(running.ended().await?.status.code(), None, "it ended before it was killed");
+    proxy.cut();
+    let state = saved().unwrap_or_default();
+    for t in DataType::ALL {
+        assert!(has_witness(&job, "graphinator", t, &state.started_at).await?, "{t}");
+    }
+    for t in [labels, releases] {
+        let queue = job.stage.topology(ONE, t).queue;
+        job.stage.channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await?;
+    }
+    job.stage.declare(ONE).await?;
+
+    proxy.pace(FAST);
+    let queues = [labels, releases].map(|t| {
+        let queue = job.stage.topology(ONE, t).queue;
+        format!("{t}: queue {queue} was deleted since it was published to")
+    });
+    job.run(&[]).await?.with(0).saying(&[&queues[0], &queues[1]]).without(&["artists: queue", "masters: queue"]);
+    for t in DataType::ALL {
+        let taken = job.take(ONE, t).await?;
+        if [labels, releases].contains(&t) {
+            taken.assert_whole(t.name(), &expected[t.index()])?;
+        }
+        taken.assert_resumed(t.name(), &expected[t.index()]);
+        for worker in ["graphinator", ONE] {
+            assert!(!has_witness(&job, worker, t, &state.started_at).await?, "{worker} {t}: left behind");
+        }
+    }
+    job.stage.clean_up().await
+}
+
+/// Whether the exchange is there that stands for a queue in one run.
+async fn has_witness(job: &Job, worker: &str, t: DataType, started_at: &str) -> Result<bool, Error> {
+    let connection = services().broker().await?;
+    let channel = connection.create_channel().await?;
+    let name = format!("{}.{started_at}", job.stage.topology(worker, t).queue);
+    let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    let looked =
+        channel.exchange_declare(name.as_str().into(), ExchangeKind::Fanout, passive, FieldTable::default()).await;
+    connection.close(200, "looked".into()).await?;
+    Ok(looked.is_ok())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_begun_version_that_is_forced_leaves_nothing_of_its_first_run() -> Result<(), Error> {
+    let job = Job::new("forced", ONE).await?;
+    job.folder.generate(100, 40)?;
+    let masters = job.folder.file(DataType::Masters, "xml.gz");
+    let away = job.folder.path.join("away");
+    fs::rename(&masters, &away)?;
+    job.run(&[]).await?.with(0).saying(&["no file of masters"]);
+    let first = job.state(MONTH)?.started_at;
+    assert!(has_witness(&job, ONE, DataType::Labels, &first).await?, "it may still be looked for");
+    fs::rename(&away, &masters)?;
+    job.run(&["--force"]).await?.with(0);
+    let second = job.state(MONTH)?.started_at;
+    assert_ne!(first, second);
+    for t in DataType::ALL {
+        for started_at in [&first, &second] {
+            assert!(!has_witness(&job, ONE, t, started_at).await?, "{t}, {started_at}: left behind");
+        }
+    }
+    job.stage.clean_up().await
+}
+
+/// Faster than anybody could look whether it is still there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_is_deleted_and_declared_again_at_once_is_noticed() -> Result<(), Error> {
+    let mut job = Job::new("goneback", BOTH).await?;
+    let expected = job.folder.generate(3000, 39)?;
+    let proxy = job.through_proxy(SLOW).await?;
+    let releases = DataType::Releases;
+    let queue = job.stage.topology(ONE, releases).queue;
+    let mut running = job.start(&[])?;
+    until_published(&mut running, releases, expected[releases.index()].len() / 3).await?;
+    job.stage.channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await?;
+    job.stage.declare(ONE).await?;
+    proxy.pace(FAST);
+    let failure = format!("error: discogs_{MONTH}_releases.xml.gz: queue {queue} was deleted meanwhile");
+    let again = format!("error: releases: queue {queue} was deleted meanwhile"); // if the file had come to its end
+    let ended = running.ended().await?.with(3).without(&["the workers were told"]);
+    assert!(ended.out.contains(&failure) || ended.out.contains(&again), "{}", ended.out);
+    let state = job.state(MONTH)?;
+    assert_eq!((state.files["releases"].mark.published, state.files["releases"].complete), (0, false));
+    job.take(ONE, releases).await?;
+    job.run(&[]).await?.with(0);
+    job.take(ONE, releases).await?.assert_whole("releases", &expected[releases.index()])?;
+    job.stage.clean_up().await
+}
+
 async fn no_queue_at_all() -> Result<(), Error> {
     let mut job = Job::new("nobody", "none").await?;
     let expected = job.folder.generate(10, 35)?;
@@ -376,6 +483,7 @@ async fn a_checksum_that_does_not_fit_keeps_a_file_from_being_published() -> Res
     let ended = job.run(&[]).await?.with(3).saying(&[&text(checksums), "--no-verify"]);
     let error = format!("error: discogs_{MONTH}_artists.xml.gz: its checksum is not the one in ");
     assert!(ended.out.contains(&error), "{error}: {}", ended.out);
+    ended.without(&["behind record"]);
     for t in DataType::ALL {
         let taken = job.take(ONE, t).await?;
         let refused = t == DataType::Artists;
@@ -525,6 +633,21 @@ async fn broken_records_are_set_apart_and_everything_else_is_published() -> Resu
         assert_eq!(taken.controls()?[0]["total_processed"], expected[t.index()].len() + read, "{t}");
     }
     assert!(!job.directory().join(format!("rejects-{MONTH}-releases.jsonl")).exists());
+
+    // Whoever runs it again must not take it for clean: neither the whole version nor a part of one.
+    let count: usize = broken.iter().map(|(.., file)| file.rejects().len()).sum();
+    let of_labels = broken_jsonl().rejects().len();
+    let said = format!("warning: {count} records were rejected then; rejects-{MONTH}-*.jsonl says why");
+    job.run(&[]).await?.with(1).saying(&["Dump 20260101 was published before", &said]);
+    let (labels, state) = (text(job.folder.file(DataType::Labels, "jsonl")), text(job.folder.path.join("part")));
+    let part = ["run", &labels, "--state", &state, "--expect-queues", ONE];
+    job.run_with(&part).await?.with(1).saying(&[&format!("labels: {of_labels} records were rejected")]);
+    job.take(ONE, DataType::Labels).await?;
+    let said = format!("warning: {of_labels} records were rejected then");
+    job.run_with(&part).await?.with(1).saying(&["These files of dump", &said]);
+    for t in DataType::ALL {
+        assert!(job.take(ONE, t).await?.0.is_empty(), "{t}");
+    }
     job.stage.clean_up().await
 }
 
