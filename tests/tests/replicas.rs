@@ -277,102 +277,41 @@ async fn a_frozen_replica_overwrites_no_node() -> Result<(), Error> {
 }
 
 /// A replica loses its turn between its look at the claim and its commit, which comes later. What the next one gets leads back
-/// to the version that is there until then: it must wait for that commit, or it would take the record for unchanged.
-async fn late_commit(worker: &'static str) -> Result<(), Error> {
-    let stage = if worker == "graphinator" { Stage::with_graph("late").await? } else { Stage::new("late").await? };
-    let (port, commit): (_, &[u8]) = if worker == "graphinator" {
-        ("NEO4J_PORT", b"\x00\x02\xb0\x12\x00\x00")
-    } else {
-        ("POSTGRES_PORT", b"COMMIT")
-    };
-    let way = Proxy::start(services().get(port).parse()?, u64::MAX).await?;
+/// to the version that is there until then: its claim must wait for that commit, or it would take the rows for unchanged.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_commit_to_the_tables_is_waited_for() -> Result<(), Error> {
+    let stage = Stage::new("late").await?;
+    let way = Proxy::start(services().get("POSTGRES_PORT").parse()?, u64::MAX).await?;
     let proxied = way.port.to_string();
-    let mut late = stage.spawn_replica(worker, 0, &[("RABBITMQ_HEARTBEAT", "2"), (port, &proxied)])?;
+    let mut late =
+        stage.spawn_replica("tableinator", 0, &[("RABBITMQ_HEARTBEAT", "2"), ("POSTGRES_PORT", &proxied)])?;
     late.ready().await?;
     shared(std::slice::from_ref(&late)).await?;
     let bodies = |hash| (1..=5).map(move |id| version(id, hash));
     stage.publish(DataType::Labels, bodies(1)).await?;
     let committed = |w: &Worker| w.metric("records_committed_total", &["data_type=\"labels\""]);
     late.until("through the first version", LONG, |w| committed(w) == 5.0).await?;
-    way.freeze_at(Direction::There, commit);
+    way.freeze_at(Direction::There, b"COMMIT");
     stage.publish(DataType::Labels, bodies(2)).await?;
     late.until("committing", LONG, |_| way.held() > 0).await?;
     late.signal("STOP")?;
     stage.publish(DataType::Labels, bodies(1)).await?;
     // Long enough for both versions to be in one batch.
-    let patient =
-        [("RABBITMQ_HEARTBEAT", "2"), ("POSTGRES_BATCH_FLUSH_INTERVAL", "2"), ("NEO4J_BATCH_FLUSH_INTERVAL", "2")];
-    let mut next = stage.spawn_replica(worker, 1, &patient)?;
-    within(LONG, "waiting for the late commit", async || is_waiting(&stage, worker).await).await?;
+    let patient = [("RABBITMQ_HEARTBEAT", "2"), ("POSTGRES_BATCH_FLUSH_INTERVAL", "2")];
+    let mut next = stage.spawn_replica("tableinator", 1, &patient)?;
+    let client = stage.postgres().await?;
+    let claims = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                  AND wait_event_type = 'Lock' AND query LIKE 'INSERT INTO ingest_owners%'";
+    within(LONG, "waiting for the late commit", async || Ok(client.query_one(claims, &[]).await?.get::<_, i64>(0) > 0))
+        .await?;
     way.freeze(Direction::There, false);
     next.until("through both versions", LONG, |w| committed(w) == 10.0).await?;
     late.signal("CONT")?;
     let messages = Messages { labels: bodies(1).collect(), ..Messages::default() };
-    assert_state(&stage, worker, &messages).await?;
+    assert_state(&stage, "tableinator", &messages).await?;
     // By another commit, after the late one: in between it was the second version.
     assert_eq!(next.metric("records_committed_total", &["data_type=\"labels\"", "outcome=\"updated\""]), 5.0);
     drop((late, next));
-    stage.clean_up().await
-}
-
-/// Whether the claim of a queue waits for a lock; in the graph, a transaction.
-async fn is_waiting(stage: &Stage, worker: &str) -> Result<bool, Error> {
-    if worker == "tableinator" {
-        let claims = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-                      AND wait_event_type = 'Lock' AND query LIKE 'INSERT INTO ingest_owners%'";
-        return Ok(stage.postgres().await?.query_one(claims, &[]).await?.get::<_, i64>(0) > 0);
-    }
-    let blocked = "SHOW TRANSACTIONS YIELD status WHERE status STARTS WITH 'Blocked' RETURN status";
-    Ok(services().neo4j()?.execute(query(blocked)).await?.next().await?.is_some())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_late_commit_to_the_tables_is_waited_for() -> Result<(), Error> {
-    late_commit("tableinator").await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_late_commit_to_the_graph_is_waited_for() -> Result<(), Error> {
-    late_commit("graphinator").await
-}
-
-/// A replica gets a turn and is frozen before it claims the queue. When it wakes up somebody else has the turn, whose claim it
-/// must not replace.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_turn_that_is_over_is_not_claimed() -> Result<(), Error> {
-    let stage = Stage::new("overturned").await?;
-    let way = Proxy::start(services().get("RABBITMQ_PORT").parse()?, u64::MAX).await?;
-    let proxied = way.port.to_string();
-    // The last thing that it hears from the broker before the claim: that the channel is closed on which it looked for
-    // consumers.
-    way.freeze_at(Direction::Back, b"looked");
-    let mut late =
-        stage.spawn_replica("tableinator", 0, &[("RABBITMQ_HEARTBEAT", "2"), ("RABBITMQ_PORT", &proxied)])?;
-    late.until("about to claim", LONG, |_| way.held() > 0).await?;
-    late.signal("STOP")?;
-    let mut next = stage.spawn_replica("tableinator", 1, &[("RABBITMQ_HEARTBEAT", "2")])?;
-    next.ready().await?;
-    shared(std::slice::from_ref(&next)).await?;
-    let client = stage.postgres().await?;
-    let owners = async || -> Result<Vec<String>, Error> {
-        let rows = client.query("SELECT owner FROM ingest_owners ORDER BY queue", &[]).await?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
-    };
-    let claimed = owners().await?;
-    assert_eq!(claimed.len(), 4);
-    late.signal("CONT")?;
-    way.freeze(Direction::Back, false);
-    // It connects anew and asks for its share. Until it is given some, the claims stay as they are.
-    let undisturbed = async || {
-        let now = owners().await?;
-        let shares = next.log_text().contains("Handed over");
-        assert!(shares || now == claimed, "claimed without a turn: {claimed:?}, then {now:?}");
-        Ok(shares)
-    };
-    within(LONG, "sharing", undisturbed).await?;
-    let all = [late, next];
-    shared(&all).await?;
-    drop(all);
     stage.clean_up().await
 }
 
