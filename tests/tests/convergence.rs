@@ -412,3 +412,31 @@ async fn maintenance_that_was_killed_is_resumed() -> Result<(), Error> {
     updates.assert_is(&brought, true).await?;
     updates.end().await
 }
+
+/// The end of a run takes its time, and the next run begins meanwhile. What that brings comes after this end, and is not
+/// forgotten with what came before.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_run_s_records_come_after_the_end_of_this_one() -> Result<(), Error> {
+    let mut updates = Updates::with("endofrun", &SHORT).await?;
+    let artists = |ids| Messages { artists: many(ids, "a"), ..Messages::default() };
+    updates.publish(&artists(1..=20)).await?;
+    let started_at = now();
+    updates.publish(&artists(1..=20)).await?;
+    updates
+        .run("CREATE (:IngestRun {id: 'x', version: '20260201', started: 0, signals: [], requested: 0, completed: 0})")
+        .await?;
+    let rival = updates.lock("IngestRun", "x").await?;
+    updates.announce("20260201", &started_at).await?;
+    updates.blocked().await?;
+    let next_started_at = now();
+    updates.stage.publish(DataType::Artists, artists(1..=5).artists).await?;
+    let again = |w: &Worker| w.metric("retries_total", &["data_type=\"artists\"", "code=\"timeout\""]) > 0.0;
+    updates.worker.until("trying again", LONG, again).await?;
+    rival.rollback().await?;
+    updates.published += 5;
+    updates.publish(&artists(6..=20)).await?;
+    run_graph_maintained("20260201").await?;
+    updates.complete("20260301", &next_started_at).await?;
+    updates.assert_is(&artists(1..=20), true).await?;
+    updates.end().await
+}
