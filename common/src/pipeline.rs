@@ -57,6 +57,8 @@ struct Subscription<'a, S: Sink> {
     waiting: Option<(Batch<S::Payload>, Instant)>,
     /// The control message that waits for everything before it.
     control: Option<(Control, SettleToken, Instant)>,
+    /// Whether one is taking effect. What came after it waits: it must not be written as if it had come before.
+    controlling: bool,
     tasks: JoinSet<Done>,
     /// Ids of the batches that are being written: a batch with one of them waits, so that versions keep their order.
     in_flight: HashSet<String>,
@@ -104,6 +106,7 @@ pub async fn run<S: Sink>(queue: &Queue<S>, topology: &Topology, turn: &Turn, cl
         batcher: Batcher::new(queue.config.limits),
         waiting: None,
         control: None,
+        controlling: false,
         tasks: JoinSet::new(),
         in_flight: HashSet::new(),
         draining: false,
@@ -253,6 +256,7 @@ impl<S: Sink> Subscription<'_, S> {
     /// Starts what may start: the waiting batch, or the control message once everything before it is settled.
     fn dispatch(&mut self) {
         if let Some((batch, _)) = &self.waiting
+            && !self.controlling
             && self.tasks.len() < self.queue.config.writers
             && !batch.ids().any(|id| self.in_flight.contains(id))
         {
@@ -268,6 +272,7 @@ impl<S: Sink> Subscription<'_, S> {
             && let Some((control, token, received)) = self.control.take()
         {
             let writer = self.writer.clone();
+            self.controlling = true;
             self.tasks.spawn(async move {
                 let outcome = writer.control(&control, received).await;
                 Done::Control(control, token, outcome)
@@ -299,6 +304,7 @@ impl<S: Sink> Subscription<'_, S> {
                 outcome
             }
             Ok(Done::Control(control, token, outcome)) => {
+                self.controlling = false;
                 if outcome.is_ok() {
                     self.control_done(&control);
                     token.settle();

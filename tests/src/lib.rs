@@ -1,6 +1,8 @@
 //! What the integration tests share: real services, a private corner of them for each test, workers as processes, and
 //! the comparison of what they did with what must be.
 
+#[cfg(test)]
+mod citations;
 pub mod dumps;
 pub mod job;
 pub mod oracle;

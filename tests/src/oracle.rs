@@ -1,5 +1,5 @@
 //! The states that a set of messages must end in, computed from the messages alone (contract §2 to §5 and Appendix D).
-//! Shares no code with the workers.
+//! Shares no code with the workers but the names of the types.
 //!
 //! Where the contract is silent: an `id` that is neither a string nor an integer is none; format names, catalogue numbers,
 //! and names and roles of credits count only as strings; a `name` or `title` that no property can hold (an object, a list
@@ -9,6 +9,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::Datelike;
+use common::DataType;
 use serde_json::value::RawValue;
 use serde_json::{Map, Number, Value, json};
 
@@ -33,6 +34,18 @@ pub struct Messages {
     pub masters: Vec<Vec<u8>>,
     /// Bodies of the queue `releases`.
     pub releases: Vec<Vec<u8>>,
+}
+
+impl Messages {
+    /// Those of one type.
+    pub fn of(&mut self, data_type: DataType) -> &mut Vec<Vec<u8>> {
+        match data_type {
+            DataType::Artists => &mut self.artists,
+            DataType::Labels => &mut self.labels,
+            DataType::Masters => &mut self.masters,
+            DataType::Releases => &mut self.releases,
+        }
+    }
 }
 
 /// A state of all tables and of the graph.

@@ -1,7 +1,7 @@
 //! A way to a server that is as slow as a test wants, and that can be cut, reset, frozen and delayed.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -30,10 +30,26 @@ struct Way {
     pace: AtomicU64,
     /// Nothing is forwarded to the server, or from it.
     frozen: [AtomicBool; 2],
+    /// What freezes it when it comes along on the way to the server, and in which direction.
+    trap: Mutex<Option<(Vec<u8>, Direction)>>,
     /// Each chunk waits this long, in either direction.
     delay_ms: AtomicU64,
     /// Chunks that had to wait for either.
     held: AtomicU64,
+}
+
+impl Way {
+    fn trap(&self) -> MutexGuard<'_, Option<(Vec<u8>, Direction)>> {
+        self.trap.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Freezes if these bytes are what was waited for.
+    fn look(&self, chunk: &[u8]) {
+        let mut trap = self.trap();
+        if let Some((_, direction)) = trap.take_if(|(bytes, _)| chunk.windows(bytes.len()).any(|part| part == bytes)) {
+            self.frozen[direction as usize].store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 /// To the server, or from it.
@@ -86,6 +102,12 @@ impl Proxy {
         self.way.frozen[direction as usize].store(frozen, Ordering::Relaxed);
     }
 
+    /// Stops to forward in this direction as soon as these bytes are on their way to the server: with them, or with the
+    /// answer.
+    pub fn freeze_at(&self, direction: Direction, bytes: &[u8]) {
+        *self.way.trap() = Some((bytes.to_owned(), direction));
+    }
+
     /// Each chunk waits so long from now on.
     pub fn delay(&self, delay: Duration) {
         self.way.delay_ms.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -130,6 +152,9 @@ async fn pipe(way: &Way, direction: Direction, ends: &mut (OwnedReadHalf, OwnedW
         let n = from.read(&mut buffer).await?;
         if n == 0 {
             return Ok(());
+        }
+        if direction == Direction::There {
+            way.look(&buffer[..n]);
         }
         let delay = way.delay_ms.load(Ordering::Relaxed);
         let frozen = || way.frozen[direction as usize].load(Ordering::Relaxed);

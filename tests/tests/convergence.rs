@@ -7,9 +7,14 @@ use integration_tests::oracle::{self, Messages};
 use integration_tests::stage::{run_graph_maintained, services, settled, within};
 use integration_tests::states;
 use integration_tests::{Error, Stage};
-use neo4rs::{Graph, query};
+use neo4rs::{Graph, Txn, query};
 use xtask::process::Worker;
 use xtask::sample::extraction_complete;
+
+/// Longest wait for what must come.
+const LONG: Duration = Duration::from_secs(60);
+/// A removal waits for other transactions for no longer than a batch may take.
+const SHORT: [(&str, &str); 1] = [("WRITE_TIMEOUT", "3")];
 
 fn now() -> String {
     chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Nanos, true)
@@ -29,8 +34,12 @@ struct Updates {
 
 impl Updates {
     async fn new(name: &str) -> Result<Updates, Error> {
+        Updates::with(name, &[]).await
+    }
+
+    async fn with(name: &str, settings: &[(&str, &str)]) -> Result<Updates, Error> {
         let stage = Stage::with_graph(name).await?;
-        let worker = stage.start("graphinator", &[]).await?;
+        let worker = stage.start("graphinator", settings).await?;
         Ok(Updates { stage, worker, graph: services().neo4j()?, published: 0 })
     }
 
@@ -42,11 +51,32 @@ impl Updates {
     }
 
     async fn complete(&self, version: &str, started_at: &str) -> Result<(), Error> {
+        self.announce(version, started_at).await?;
+        run_graph_maintained(version).await
+    }
+
+    async fn announce(&self, version: &str, started_at: &str) -> Result<(), Error> {
         let counts = DataType::ALL.map(|t| (t, 1));
         for t in DataType::ALL {
             self.stage.publish(t, [extraction_complete(version, started_at, counts)]).await?;
         }
-        run_graph_maintained(version).await
+        Ok(())
+    }
+
+    /// Takes a node from everybody else.
+    async fn lock(&self, label: &str, id: &str) -> Result<Txn, Error> {
+        let mut txn = self.graph.start_txn().await?;
+        txn.run(query(&format!("MATCH (n:{label} {{id: '{id}'}}) SET n._rival = 1"))).await?;
+        Ok(txn)
+    }
+
+    /// Waits until somebody waits for a lock.
+    async fn blocked(&self) -> Result<(), Error> {
+        let blocked = "SHOW TRANSACTIONS YIELD status WHERE status STARTS WITH 'Blocked' RETURN status";
+        within(LONG, "waiting for a lock", async || {
+            Ok(self.graph.execute(query(blocked)).await?.next().await?.is_some())
+        })
+        .await
     }
 
     async fn run(&self, statement: &str) -> Result<(), Error> {
@@ -324,5 +354,89 @@ async fn what_the_next_run_brings_meanwhile_stays() -> Result<(), Error> {
     assert_eq!(committed(&updates.worker), before, "not waited for");
     removal.commit().await?;
     settled(&mut updates.worker, updates.published).await?;
+    updates.end().await
+}
+
+/// Records with these ids: more than are removed in one step.
+fn many(ids: std::ops::RangeInclusive<usize>, hash: &str) -> Vec<Vec<u8>> {
+    ids.map(|id| message(&id.to_string(), hash, r#""name":"x""#)).collect()
+}
+
+/// The next run begins while records are removed that an earlier one did not bring, and brings some of them just then, changed
+/// or as they were. These stay.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_comes_back_is_not_removed() -> Result<(), Error> {
+    let mut updates = Updates::with("comesback", &SHORT).await?;
+    updates.publish(&Messages { artists: many(1..=1300, "a"), ..Messages::default() }).await?;
+    let started_at = now();
+    let brought = many(601..=1300, "a");
+    updates.publish(&Messages { artists: brought.clone(), ..Messages::default() }).await?;
+    // Two steps: 1 to 500, of which somebody has one, and 501 to 600.
+    let rival = updates.lock("Artist", "1").await?;
+    updates.announce("20260201", &started_at).await?;
+    updates.blocked().await?;
+    let back = [many(550..=550, "b"), many(551..=551, "a")].concat();
+    updates.publish(&Messages { artists: back.clone(), ..Messages::default() }).await?;
+    rival.rollback().await?;
+    run_graph_maintained("20260201").await?;
+    updates.assert_is(&Messages { artists: [brought, back].concat(), ..Messages::default() }, true).await?;
+    updates.end().await
+}
+
+/// Killed in the midst of the removal, and of the statistics: the next worker goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn maintenance_that_was_killed_is_resumed() -> Result<(), Error> {
+    let mut updates = Updates::with("resumed", &SHORT).await?;
+    let labels = month_one().labels;
+    let before = Messages { artists: many(1..=1300, "a"), labels: labels.clone(), ..Messages::default() };
+    updates.publish(&before).await?;
+    let started_at = now();
+    let mut brought = Messages { artists: many(601..=1300, "a"), labels, ..Messages::default() };
+    brought.releases = vec![message("1", "a", r#""title":"R","genres":["Jazz"],"labels":[{"id":"1"}]"#)];
+    updates.publish(&brought).await?;
+    let rivals = [updates.lock("Artist", "550").await?, updates.lock("Label", "2").await?];
+    updates.announce("20260201", &started_at).await?;
+    for (rival, left) in rivals.into_iter().zip([800, 700]) {
+        let left_are = async || Ok(updates.count("(a:Artist) WHERE a.sha256 IS NOT NULL").await? == left);
+        within(LONG, "where it is to be killed", left_are).await?;
+        updates.blocked().await?;
+        updates.worker.signal("KILL")?;
+        updates.worker.ended().await?;
+        rival.rollback().await?;
+        assert_eq!(updates.count("(r:IngestRun) WHERE r.completed >= r.requested").await?, 0);
+        // As if a minute had passed.
+        updates.run("MATCH (r:IngestRun) SET r.lease = timestamp() - 1").await?;
+        updates.worker = updates.stage.start("graphinator", &SHORT).await?;
+    }
+    run_graph_maintained("20260201").await?;
+    updates.assert_is(&brought, true).await?;
+    updates.end().await
+}
+
+/// The end of a run takes its time, and the next run begins meanwhile. What that brings comes after this end, and is not
+/// forgotten with what came before.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_run_s_records_come_after_the_end_of_this_one() -> Result<(), Error> {
+    let mut updates = Updates::with("endofrun", &SHORT).await?;
+    let artists = |ids| Messages { artists: many(ids, "a"), ..Messages::default() };
+    updates.publish(&artists(1..=20)).await?;
+    let started_at = now();
+    updates.publish(&artists(1..=20)).await?;
+    updates
+        .run("CREATE (:IngestRun {id: 'x', version: '20260201', started: 0, signals: [], requested: 0, completed: 0})")
+        .await?;
+    let rival = updates.lock("IngestRun", "x").await?;
+    updates.announce("20260201", &started_at).await?;
+    updates.blocked().await?;
+    let next_started_at = now();
+    updates.stage.publish(DataType::Artists, artists(1..=5).artists).await?;
+    let again = |w: &Worker| w.metric("retries_total", &["data_type=\"artists\"", "code=\"timeout\""]) > 0.0;
+    updates.worker.until("trying again", LONG, again).await?;
+    rival.rollback().await?;
+    updates.published += 5;
+    updates.publish(&artists(6..=20)).await?;
+    run_graph_maintained("20260201").await?;
+    updates.complete("20260301", &next_started_at).await?;
+    updates.assert_is(&artists(1..=20), true).await?;
     updates.end().await
 }

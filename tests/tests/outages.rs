@@ -1,6 +1,7 @@
 //! Servers that go away in mid-load and come back. These tests restart the shared services, so they are a target of
 //! their own (cargo runs targets one after the other) and run one at a time.
 
+use std::process::Command;
 use std::time::Duration;
 
 use common::DataType;
@@ -10,7 +11,7 @@ use integration_tests::states;
 use integration_tests::{Error, Job, Stage};
 use xtask::process::Worker;
 use xtask::sample::{self, Spec};
-use xtask::services::script;
+use xtask::services::{root, script};
 
 /// A stage with a loaded queue for one worker, in small batches so that the load takes a while.
 struct Load {
@@ -24,11 +25,15 @@ const SMALL: [(&str, &str); 2] = [("POSTGRES_BATCH_SIZE", "20"), ("NEO4J_BATCH_S
 
 impl Load {
     async fn new(name: &'static str, seed: u64) -> Result<Load, Error> {
+        Load::sized(name, seed, 4000).await
+    }
+
+    async fn sized(name: &'static str, seed: u64, records: usize) -> Result<Load, Error> {
         services();
         tokio::task::block_in_place(|| script(&["up"]))?; // a test that failed may have left a server down
         let stage = Stage::with_graph("outage").await?;
         stage.declare(name).await?;
-        let s = sample::generate(&Spec { seed, records: 4000 });
+        let s = sample::generate(&Spec { seed, records });
         let messages = Messages { artists: s.artists, labels: s.labels, masters: s.masters, releases: s.releases };
         for (data_type, bodies) in by_type(&messages) {
             stage.publish(data_type, bodies).await?;
@@ -129,6 +134,44 @@ async fn messages_are_handed_back_in_a_long_outage() -> Result<(), Error> {
     let (code, reasons) = worker.get("/ready")?;
     assert!(code == 503 && reasons.contains("releases: "), "{reasons}");
     script(&["start", "postgres"])?;
+    load.finish(worker).await
+}
+
+/// Neo4j with little memory for a transaction, until this is dropped: other tests use it too.
+struct LittleMemory;
+
+impl LittleMemory {
+    fn new() -> Result<LittleMemory, Error> {
+        let little = LittleMemory;
+        LittleMemory::restart("db.memory.transaction.max=2m")?;
+        Ok(little)
+    }
+
+    fn restart(settings: &str) -> Result<(), Error> {
+        let mut restart = Command::new(root().join("scripts/services"));
+        let status = restart.args(["restart", "neo4j"]).env("NEO4J_SETTINGS", settings).status()?;
+        status.success().then_some(()).ok_or_else(|| "Neo4j does not restart".into())
+    }
+}
+
+impl Drop for LittleMemory {
+    fn drop(&mut self) {
+        if let Err(e) = LittleMemory::restart("") {
+            eprintln!("{e}"); // the next test fails, and says why
+        }
+    }
+}
+
+/// Neo4j has no room for a whole batch in one transaction: it is halved until its parts fit, and nobody is blamed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_beyond_neo4j_s_memory_is_halved() -> Result<(), Error> {
+    let load = Load::sized("graphinator", 29, 1000).await?;
+    let little = LittleMemory::new()?;
+    let mut worker = load.stage.start("graphinator", &[("NEO4J_BATCH_SIZE", "2000")]).await?;
+    settled(&mut worker, load.total).await?;
+    assert!(worker.log_text().contains("Neo.TransientError.General.MemoryPoolOutOfMemoryError"));
+    assert!(worker.metric("bisections_total", &[]) > 0.0);
+    drop(little);
     load.finish(worker).await
 }
 

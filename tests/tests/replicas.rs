@@ -5,7 +5,7 @@ use std::time::Duration;
 use common::DataType;
 use integration_tests::oracle::{self, Expected, Messages};
 use integration_tests::proxy::{Direction, Proxy};
-use integration_tests::stage::{PATIENT, run_maintained, services, settled};
+use integration_tests::stage::{PATIENT, run_maintained, services, settled, within};
 use integration_tests::states;
 use integration_tests::{Error, Stage};
 use neo4rs::query;
@@ -134,13 +134,7 @@ async fn last_version_wins(worker: &'static str, seed: u64) -> Result<(), Error>
         for t in DataType::ALL {
             let bodies: Vec<_> = (0..150).map(|i| version(rng.usize(1..20), round * 1000 + i)).collect();
             stage.publish(t, &bodies).await?;
-            match t {
-                DataType::Artists => &mut messages.artists,
-                DataType::Labels => &mut messages.labels,
-                DataType::Masters => &mut messages.masters,
-                DataType::Releases => &mut messages.releases,
-            }
-            .extend(bodies);
+            messages.of(t).extend(bodies);
         }
         sleep(Duration::from_millis(rng.u64(100..800))).await;
         let victim = rng.usize(..replicas.len());
@@ -280,6 +274,45 @@ async fn a_frozen_replica_overwrites_no_row() -> Result<(), Error> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_replica_overwrites_no_node() -> Result<(), Error> {
     frozen_replica("graphinator").await
+}
+
+/// A replica loses its turn between its look at the claim and its commit, which comes later. What the next one gets leads back
+/// to the version that is there until then: its claim must wait for that commit, or it would take the rows for unchanged.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_commit_to_the_tables_is_waited_for() -> Result<(), Error> {
+    let stage = Stage::new("late").await?;
+    let way = Proxy::start(services().get("POSTGRES_PORT").parse()?, u64::MAX).await?;
+    let proxied = way.port.to_string();
+    let mut late =
+        stage.spawn_replica("tableinator", 0, &[("RABBITMQ_HEARTBEAT", "2"), ("POSTGRES_PORT", &proxied)])?;
+    late.ready().await?;
+    shared(std::slice::from_ref(&late)).await?;
+    let bodies = |hash| (1..=5).map(move |id| version(id, hash));
+    stage.publish(DataType::Labels, bodies(1)).await?;
+    let committed = |w: &Worker| w.metric("records_committed_total", &["data_type=\"labels\""]);
+    late.until("through the first version", LONG, |w| committed(w) == 5.0).await?;
+    way.freeze_at(Direction::There, b"COMMIT");
+    stage.publish(DataType::Labels, bodies(2)).await?;
+    late.until("committing", LONG, |_| way.held() > 0).await?;
+    late.signal("STOP")?;
+    stage.publish(DataType::Labels, bodies(1)).await?;
+    // Long enough for both versions to be in one batch.
+    let patient = [("RABBITMQ_HEARTBEAT", "2"), ("POSTGRES_BATCH_FLUSH_INTERVAL", "2")];
+    let mut next = stage.spawn_replica("tableinator", 1, &patient)?;
+    let client = stage.postgres().await?;
+    let claims = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                  AND wait_event_type = 'Lock' AND query LIKE 'INSERT INTO ingest_owners%'";
+    within(LONG, "waiting for the late commit", async || Ok(client.query_one(claims, &[]).await?.get::<_, i64>(0) > 0))
+        .await?;
+    way.freeze(Direction::There, false);
+    next.until("through both versions", LONG, |w| committed(w) == 10.0).await?;
+    late.signal("CONT")?;
+    let messages = Messages { labels: bodies(1).collect(), ..Messages::default() };
+    assert_state(&stage, "tableinator", &messages).await?;
+    // By another commit, after the late one: in between it was the second version.
+    assert_eq!(next.metric("records_committed_total", &["data_type=\"labels\"", "outcome=\"updated\""]), 5.0);
+    drop((late, next));
+    stage.clean_up().await
 }
 
 /// A run is complete only when what one replica still holds is written, also if that replica dies; and once.

@@ -10,7 +10,8 @@ use integration_tests::trust::{Options, Run};
 async fn survives(worker: &'static str, faults: &[Fault]) -> Result<(), Error> {
     for fault in faults {
         let seed = Fault::ALL.iter().position(|f| f == fault).unwrap_or_default() as u64 + 100;
-        let options = Options { seed, workers: vec![worker], replicas: 1, messages: 700, pace: 100 };
+        let alone = fault.is_everybody_s();
+        let options = Options { seed, workers: vec![worker], replicas: 1, messages: 700, pace: 100, alone };
         let mut run = Run::start(&options).await?;
         run.suffer(*fault, 0).await.map_err(|e| format!("{fault:?}, seed {seed}: {e}"))?;
         let totals = run.finish().await?;
@@ -21,8 +22,14 @@ async fn survives(worker: &'static str, faults: &[Fault]) -> Result<(), Error> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_breaks() -> Result<(), Error> {
-    let options =
-        Options { seed: 1, workers: vec!["tableinator", "graphinator"], replicas: 1, messages: 1000, pace: 0 };
+    let options = Options {
+        seed: 1,
+        workers: vec!["tableinator", "graphinator"],
+        replicas: 1,
+        messages: 1000,
+        pace: 0,
+        alone: false,
+    };
     let totals = Run::start(&options).await?.finish().await?;
     assert_eq!(totals.published, totals.confirmed, "nothing had to be sent twice");
     Ok(())
@@ -40,6 +47,8 @@ macro_rules! survives {
 survives! {
     tableinator_is_killed_and_stopped: "tableinator", WorkerKilled, WorkerKilledBeforeAck, WorkerStopped;
     graphinator_is_killed_and_stopped: "graphinator", WorkerKilled, WorkerKilledBeforeAck, WorkerStopped;
+    tableinator_is_frozen_and_wakes_up: "tableinator", WorkerFrozen;
+    graphinator_is_frozen_and_wakes_up: "graphinator", WorkerFrozen;
     tableinator_s_way_to_the_broker: "tableinator", BrokerCut, BrokerReset, BrokerFrozen, BrokerSlow;
     graphinator_s_way_to_the_broker: "graphinator", BrokerReset, BrokerFrozen;
     tableinator_s_way_to_postgres: "tableinator", DatabaseCut, DatabaseReset, DatabaseFrozen, DatabaseSlow;

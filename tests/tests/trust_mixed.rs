@@ -20,7 +20,7 @@ async fn mixed_faults() -> Result<(), Error> {
         Ok(other) => return Err(format!("TRUST_WORKER is {other:?}").into()),
     };
     let replicas = usize::try_from(number("TRUST_REPLICAS", 1)?)?;
-    let options = Options { seed: number("TRUST_SEED", 1)?, workers, replicas, messages: 3000, pace: 80 };
+    let options = Options { seed: number("TRUST_SEED", 1)?, workers, replicas, messages: 3000, pace: 80, alone: true };
     let mut run = Run::start(&options).await?;
     let suffered = run.suffer_mixed(Duration::from_secs(35)).await;
     suffered.map_err(|e| format!("seed {}: {e}", options.seed))?;

@@ -9,7 +9,7 @@ use integration_tests::trust::{Options, Run};
 #[tokio::test(flavor = "multi_thread")]
 async fn three_replicas_keep_the_last_versions() -> Result<(), Error> {
     let workers = vec!["tableinator", "graphinator"];
-    let options = Options { seed: 3, workers, replicas: 3, messages: 3000, pace: 120 };
+    let options = Options { seed: 3, workers, replicas: 3, messages: 3000, pace: 120, alone: true };
     let mut run = Run::start(&options).await?;
     run.suffer_mixed(Duration::from_secs(20)).await?;
     let totals = run.finish().await?;

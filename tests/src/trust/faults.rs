@@ -14,7 +14,10 @@ use xtask::services::script;
 use super::Run;
 use crate::Error;
 use crate::proxy::Direction;
-use crate::stage::services;
+use crate::stage::{services, within};
+
+/// A worker is frozen for no longer than this.
+const TAKEOVER: Duration = Duration::from_secs(15);
 
 /// Everything that can be broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,6 +28,8 @@ pub enum Fault {
     WorkerKilledBeforeAck,
     /// SIGTERM in the middle of the work; started again.
     WorkerStopped,
+    /// SIGSTOP in the middle of the work, until somebody else has its turns; then SIGCONT.
+    WorkerFrozen,
     /// The worker's connection to the broker ends.
     BrokerCut,
     /// … with RST.
@@ -102,16 +107,17 @@ use Fault::{
     BackendsTerminated, BrokerCut, BrokerFrozen, BrokerKilled, BrokerReset, BrokerRestarted, BrokerSlow,
     ConsumerTimeout, DatabaseCut, DatabaseFrozen, DatabaseReset, DatabaseSlow, DiskFull, MemoryAlarm, Neo4jKilled,
     Neo4jPassword, Neo4jRestarted, NodesContended, NodesLocked, OutOfConnections, PostgresKilled, PostgresPassword,
-    PostgresRestarted, QueueDeleted, ReadOnly, RowsContended, TableLocked, TransactionsTerminated, WorkerKilled,
-    WorkerKilledBeforeAck, WorkerStopped,
+    PostgresRestarted, QueueDeleted, ReadOnly, RowsContended, TableLocked, TransactionsTerminated, WorkerFrozen,
+    WorkerKilled, WorkerKilledBeforeAck, WorkerStopped,
 };
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 31] = [
+    pub const ALL: [Fault; 32] = [
         WorkerKilled,
         WorkerKilledBeforeAck,
         WorkerStopped,
+        WorkerFrozen,
         BrokerCut,
         BrokerReset,
         BrokerFrozen,
@@ -145,7 +151,7 @@ impl Fault {
     /// What it is done to.
     pub fn party(self) -> Party {
         match self {
-            WorkerKilled | WorkerKilledBeforeAck | WorkerStopped => Party::Worker,
+            WorkerKilled | WorkerKilledBeforeAck | WorkerStopped | WorkerFrozen => Party::Worker,
             BrokerCut | BrokerReset | BrokerFrozen | BrokerSlow => Party::Network,
             DatabaseCut | DatabaseReset | DatabaseFrozen | DatabaseSlow => Party::Network,
             BrokerKilled | BrokerRestarted | QueueDeleted | ConsumerTimeout | MemoryAlarm => Party::Broker,
@@ -165,6 +171,21 @@ impl Fault {
         }
     }
 
+    /// Whether it happens to everybody who uses the server.
+    pub fn is_everybody_s(self) -> bool {
+        matches!(
+            self,
+            BrokerKilled
+                | BrokerRestarted
+                | ConsumerTimeout
+                | MemoryAlarm
+                | PostgresKilled
+                | PostgresRestarted
+                | Neo4jKilled
+                | Neo4jRestarted
+        )
+    }
+
     /// Whether it is seen only when it is over.
     pub fn shows_afterwards(self) -> bool {
         matches!(
@@ -172,6 +193,7 @@ impl Fault {
             WorkerKilled
                 | WorkerKilledBeforeAck
                 | WorkerStopped
+                | WorkerFrozen
                 | BrokerKilled
                 | BrokerRestarted
                 | ConsumerTimeout
@@ -219,6 +241,7 @@ impl Run {
                 .metric("redelivered_total", &[])
                 .min(workers.metric("records_committed_total", &["outcome=\"unchanged\""])),
             WorkerStopped => workers.ended as f64,
+            WorkerFrozen => workers.aware() as f64,
             BrokerCut | BrokerReset | BrokerKilled | BrokerRestarted => {
                 workers.metric("reconnects_total", &["peer=\"broker\""])
             }
@@ -283,6 +306,10 @@ impl Run {
                 workers.busy(Duration::from_secs(1)).await;
                 workers.stop(which).await?;
             }
+            WorkerFrozen => {
+                workers.busy(Duration::from_secs(1)).await;
+                workers.freeze(which, &self.stage)?;
+            }
             BrokerCut => link.broker.cut(),
             BrokerReset => link.broker.reset(),
             BrokerFrozen => {
@@ -315,6 +342,7 @@ impl Run {
                 let queue = self.stage.topology(workers.name, t).queue;
                 let channel = services().broker().await?.create_channel().await?;
                 channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await?;
+                self.lost.insert((squad, t));
                 grip = Grip::Queue(t);
             }
             ConsumerTimeout => {
@@ -418,6 +446,12 @@ impl Run {
         let link = &self.links[squad];
         match fault {
             WorkerKilled | WorkerKilledBeforeAck | WorkerStopped => self.squads[squad].fill(&self.stage)?,
+            WorkerFrozen => {
+                // The broker misses its heartbeats after some seconds. While other faults go on, nobody may be able to take over.
+                let taken_over = async || Ok(self.squads[squad].metric("consuming", &[]) == 4.0);
+                let _ = within(TAKEOVER, "taken over", taken_over).await;
+                self.squads[squad].wake()?;
+            }
             BrokerFrozen => {
                 [Direction::There, Direction::Back].map(|d| link.broker.freeze(d, false)).into_iter().collect()
             }

@@ -11,7 +11,7 @@ use lapin::{Channel, Confirmation, Connection};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::plan::Plan;
+use super::plan::{CONTROLS, Plan};
 use crate::Error;
 use crate::stage::services;
 
@@ -39,13 +39,17 @@ struct Shared {
     delayed: AtomicUsize,
     /// Messages a second; 0: no limit.
     pace: AtomicU64,
+    /// How much of the plan may be sent.
+    allowed: AtomicUsize,
 }
 
 impl Publisher {
-    /// Starts to publish the plan to the exchanges with this prefix, so many messages a second.
+    /// Starts to publish the plan to the exchanges with this prefix, so many messages a second, but not the end of its last
+    /// run.
     pub fn start(plan: Arc<Plan>, prefix: &str, pace: u64) -> Publisher {
         let shared = Arc::new(Shared {
             pending: Mutex::new((0..plan.messages.len()).collect()),
+            allowed: AtomicUsize::new(plan.messages.len() - CONTROLS),
             plan,
             prefix: prefix.to_owned(),
             reached: AtomicUsize::new(0),
@@ -57,9 +61,11 @@ impl Publisher {
         Publisher { shared, task }
     }
 
-    /// Messages a second from now on; 0: no limit.
-    pub fn pace(&self, pace: u64) {
-        self.shared.pace.store(pace, Relaxed);
+    /// From now on as fast as can be, to the plan's end. Nothing that was lost may be published after that: the last run
+    /// would be over before it is complete.
+    pub fn finish(&self) {
+        self.shared.pace.store(0, Relaxed);
+        self.shared.allowed.store(self.shared.plan.messages.len(), Relaxed);
     }
 
     /// Publishes what was published of this type once more, in order, before anything else of it: a queue was lost.
@@ -115,7 +121,8 @@ impl Shared {
     /// before them.
     fn next(&self) -> Vec<usize> {
         let pending = self.pending();
-        let chunk: Vec<usize> = pending.iter().copied().take(CHUNK).collect();
+        let allowed = self.allowed.load(Relaxed);
+        let chunk: Vec<usize> = pending.iter().copied().take(CHUNK).take_while(|at| *at < allowed).collect();
         if let Some(last) = chunk.iter().max() {
             self.reached.fetch_max(last + 1, Relaxed);
         }

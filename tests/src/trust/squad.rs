@@ -16,6 +16,10 @@ pub struct Squad {
     env: Vec<(String, String)>,
     /// Those that run; a place is empty between a member's end and its next start.
     members: Vec<Option<Worker>>,
+    /// Those that are stopped (SIGSTOP), each with the connections that it had lost before.
+    frozen: Vec<(Worker, f64)>,
+    /// Those that were, and go on.
+    woken: Vec<(Worker, f64)>,
     started: usize,
     /// Members that ended in order.
     pub ended: usize,
@@ -32,7 +36,8 @@ impl Squad {
     /// A squad of this size, of which nobody runs yet.
     pub fn new(name: &'static str, size: usize, env: Vec<(String, String)>) -> Squad {
         let members = (0..size).map(|_| None).collect();
-        Squad { name, env, members, started: 0, ended: 0, killed: 0, settled: 0 }
+        let (frozen, woken) = (Vec::new(), Vec::new());
+        Squad { name, env, members, frozen, woken, started: 0, ended: 0, killed: 0, settled: 0 }
     }
 
     /// Starts whoever does not run.
@@ -47,7 +52,7 @@ impl Squad {
 
     /// Those that run.
     pub fn running(&self) -> impl Iterator<Item = &Worker> {
-        self.members.iter().flatten()
+        self.members.iter().flatten().chain(self.woken.iter().map(|(worker, _)| worker))
     }
 
     /// Waits until somebody is ready.
@@ -82,6 +87,31 @@ impl Squad {
         Ok(())
     }
 
+    /// SIGSTOP for one of them; somebody else takes its place.
+    pub fn freeze(&mut self, which: usize, stage: &Stage) -> Result<(), Error> {
+        let which = which % self.members.len();
+        if let Some(worker) = self.members[which].take() {
+            let lost = worker.metric("reconnects_total", &[]);
+            worker.signal("STOP")?;
+            self.frozen.push((worker, lost));
+        }
+        self.fill(stage)
+    }
+
+    /// SIGCONT for those that are frozen. They go on beside the others, and stay.
+    pub fn wake(&mut self) -> Result<(), Error> {
+        for (worker, lost) in self.frozen.drain(..) {
+            worker.signal("CONT")?;
+            self.woken.push((worker, lost));
+        }
+        Ok(())
+    }
+
+    /// How many of those that were frozen have noticed that their connection is gone.
+    pub fn aware(&self) -> usize {
+        self.woken.iter().filter(|(worker, lost)| worker.metric("reconnects_total", &[]) > *lost).count()
+    }
+
     /// SIGTERM for one of them; what it says at its end must add up.
     pub async fn stop(&mut self, which: usize) -> Result<(), Error> {
         let which = which % self.members.len();
@@ -92,10 +122,11 @@ impl Squad {
 
     /// SIGTERM for all, who must have nothing to do; also their metrics must say what their last words say.
     pub async fn stop_idle(&mut self) -> Result<(), Error> {
-        for worker in std::mem::take(&mut self.members).iter_mut().flatten() {
+        let woken = std::mem::take(&mut self.woken).into_iter().map(|(worker, _)| worker);
+        for mut worker in std::mem::take(&mut self.members).into_iter().flatten().chain(woken) {
             let (_, page) = worker.get("/metrics")?;
             worker.signal("TERM")?;
-            let report = self.farewell(worker).await?;
+            let report = self.farewell(&mut worker).await?;
             for (fate, metric) in [
                 ("received", "records_received_total"),
                 ("committed", "records_committed_total"),
