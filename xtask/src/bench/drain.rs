@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How many records of a type a round takes, so that it lasts some seconds. Whole batches of any usual size: the last records of a queue
 /// wait for the flush interval when they don't fill one, which says nothing about speed.
-fn records(worker: &str, data_type: DataType) -> usize {
+pub fn records(worker: &str, data_type: DataType) -> usize {
     match (worker, data_type) {
         ("tableinator", DataType::Releases) => 40_000,
         ("tableinator", DataType::Artists) => 100_000,

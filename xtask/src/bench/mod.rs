@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: how fast everything is, from generated data, against real services. Times vary with the machine and
 //! its neighbours; ratios within a run are what counts.
 
+pub mod compare;
 pub mod cpu;
 pub mod drain;
 pub mod extract;
@@ -32,6 +33,12 @@ pub struct Options {
     /// Factor on all numbers of records
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
+    /// Only copy the workers of now to this folder, as a baseline
+    #[arg(long, value_name = "DIR")]
+    save: Option<PathBuf>,
+    /// Only compare the workers of now with this baseline, by turns; fails if they are slower beyond noise
+    #[arg(long, value_name = "DIR", conflicts_with = "save")]
+    against: Option<PathBuf>,
 }
 
 /// What can be measured alone.
@@ -57,6 +64,10 @@ impl Options {
     fn includes(&self, part: Part) -> bool {
         self.parts.is_empty() || self.parts.contains(&part)
     }
+
+    fn measures(&self, worker: &str) -> bool {
+        self.includes(if worker == "tableinator" { Part::Tableinator } else { Part::Graphinator })
+    }
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {
@@ -79,16 +90,20 @@ pub fn run(options: &Options) -> Result<(), Error> {
     build_binaries()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
+        if let Some(to) = &options.save {
+            return compare::save(to);
+        }
         let services = Services::up()?;
+        if let Some(against) = &options.against {
+            return compare::run(&services, options, against).await;
+        }
         println!("records/s, median of {} rounds (lowest to highest)", options.rounds);
         if options.includes(Part::Extractor) {
             extract::run(&services, options).await?;
         }
         let mut lines = Vec::new();
-        for (part, worker) in [(Part::Tableinator, "tableinator"), (Part::Graphinator, "graphinator")] {
-            if options.includes(part) {
-                lines.extend(drain::run(&services, options, worker).await?);
-            }
+        for worker in compare::WORKERS.into_iter().filter(|worker| options.measures(worker)) {
+            lines.extend(drain::run(&services, options, worker).await?);
         }
         let results = directory()?.join("results.json");
         std::fs::write(&results, serde_json::to_vec_pretty(&lines)?)?;
