@@ -134,6 +134,11 @@ impl<P> Batcher<P> {
         Batcher { limits, open: None }
     }
 
+    /// From now on a batch may hold so many records.
+    pub fn resize(&mut self, count: usize) {
+        self.limits.count = count;
+    }
+
     /// Adds an item. Returns the batch that this closed, if any: the one before (bytes) or the one with it (count).
     pub fn push(&mut self, item: Item<P>, now: Instant) -> Option<Batch<P>> {
         let bytes = item.bytes();

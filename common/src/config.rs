@@ -6,6 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::adaptive::Bounds;
 use crate::batch::Limits;
 
 /// Description of one environment variable.
@@ -102,7 +103,7 @@ pub const WITHOUT_EFFECT: [&str; 7] = [
 /// Names of a worker's own batch variables: the contract prefixes them with the database's name.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchVariables {
-    /// `true` or `false`; false writes each record in a transaction of its own.
+    /// `true`, `false` or `adaptive`; false writes each record in a transaction of its own.
     pub mode: &'static str,
     /// Records in a batch.
     pub size: &'static str,
@@ -121,6 +122,8 @@ pub struct Config {
     pub limits: Limits,
     /// Batches of one type that are prepared and written at the same time.
     pub writers: usize,
+    /// If size and writers are to follow what the database bears.
+    pub adaptive: Option<Bounds>,
     /// Transactions of all types together: what the database should bear, or the pool has connections for.
     pub transactions: usize,
     /// Unacknowledged messages per queue.
@@ -374,11 +377,16 @@ impl Env {
 /// Largest prefetch that AMQP can express.
 const MAX_PREFETCH: usize = u16::MAX as usize;
 
+/// Records that a batch holds at least in adaptive mode, and by how many it grows.
+const ADAPTIVE_FLOOR: usize = 50;
+
 /// Reads what both workers need. Problems stay in `env`.
 pub fn common(env: &mut Env, batch: &BatchVariables, default_port: u16) -> Config {
     let size = env.number(batch.size, 1..=20_000);
-    let size = if env.flag(batch.mode) { size } else { 1 };
     let writers = env.number(batch.writers, 1..=16);
+    let adaptive = env.text(batch.mode).eq_ignore_ascii_case("adaptive");
+    let adaptive = adaptive.then_some(Bounds { floor: ADAPTIVE_FLOOR, ceiling: size.max(ADAPTIVE_FLOOR), writers });
+    let size = if adaptive.is_some() || env.flag(batch.mode) { size } else { 1 };
     Config {
         limits: Limits {
             count: size,
@@ -386,6 +394,7 @@ pub fn common(env: &mut Env, batch: &BatchVariables, default_port: u16) -> Confi
             interval: seconds(env, batch.interval, 0.01..=600.0),
         },
         writers,
+        adaptive,
         transactions: writers * 4, // no bound; a worker that has one sets it
         prefetch: prefetch(env, batch, size, writers),
         max_body: env.number("MAX_BODY_BYTES", 1024..=1 << 30),
@@ -553,6 +562,15 @@ mod tests {
     fn batch_mode_false_writes_single_records() {
         let (config, _) = read(&[("X_PASSWORD", "p"), ("X_BATCH_MODE", "False")]).expect("valid");
         assert_eq!((config.limits.count, config.prefetch), (1, 3));
+    }
+
+    #[test]
+    fn adaptive_batches_have_size_and_writers_as_their_bounds() {
+        let (config, _) =
+            read(&[("X_PASSWORD", "p"), ("X_BATCH_MODE", "Adaptive"), ("X_BATCH_SIZE", "2000")]).expect("valid");
+        assert_eq!(config.adaptive, Some(Bounds { floor: 50, ceiling: 2000, writers: 2 }));
+        assert_eq!((config.limits.count, config.prefetch), (2000, 6000));
+        assert!(read(&[("X_PASSWORD", "p"), ("X_BATCH_MODE", "clever")]).is_err());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! [`dead_letter`]; [`deadletter`] is the command that looks at dead letters and replays them. Around it: [`queue`] (one consumer's life),
 //! [`turn`] (which replica consumes), [`watch`] (is it alive?), [`worker`] (the process), [`background`] (what control messages ask for), [`config`], [`status`] and [`http`], [`metrics`], [`logging`].
 
+pub mod adaptive;
 pub mod amqp;
 pub mod background;
 pub mod backoff;

@@ -68,8 +68,10 @@ pub const STANDBY: &str = "standby";
 pub const PURGES: &str = "purges_total";
 /// When this process started, in seconds since 1970.
 pub const STARTED: &str = "process_start_time_seconds";
-/// Configured bound of batches in flight per type. Label `data_type`.
+/// Bound of batches in flight per type. Label `data_type`.
 pub const CONCURRENCY: &str = "concurrency_limit";
+/// Records that the next batch may hold. Label `data_type`.
+pub const BATCH_LIMIT: &str = "batch_size_limit";
 /// Always 1. Labels `version`, `service`.
 pub const BUILD: &str = "build_info";
 
@@ -154,6 +156,7 @@ fn describe() {
         (BLOCKED, Unit::Seconds, "Time for which a stage could not go on, summed up"),
         (DRAIN, Unit::Seconds, "Duration of the drain at shutdown"),
         (CONCURRENCY, Unit::Count, "Bound of batches in flight per type"),
+        (BATCH_LIMIT, Unit::Count, "Records that the next batch may hold"),
     ] {
         describe_gauge!(name, unit, help);
     }

@@ -23,6 +23,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::adaptive::{Adaptive, Observed};
 use crate::amqp::Source;
 use crate::batch::{Batch, Batcher, Item, Origin, Trigger};
 use crate::data_type::Topology;
@@ -34,15 +35,17 @@ use crate::settle::SettleToken;
 use crate::sink::{Record, Sink};
 use crate::turn::{Claim, Turn};
 use crate::watch;
-use crate::writer::{Interrupted, Writer};
+use crate::writer::{Effort, Interrupted, Writer};
 
 /// For so long a hand-over or a shutdown waits after the subscription. A broker that is told to cancel a consumer while it is just
 /// filling it takes some of these messages back before others, and they come again in another order.
 const FIRST: Duration = Duration::from_secs(1);
+/// Records of the first batches in adaptive mode.
+const FIRST_SIZE: usize = 500;
 
 /// What one of the tasks beside the loop did.
 enum Done {
-    Batch(HashSet<String>, Result<(), Interrupted>),
+    Batch { ids: HashSet<String>, full: bool, outcome: Result<Effort, Interrupted> },
     Control(Control, SettleToken, Result<(), Interrupted>),
 }
 
@@ -60,6 +63,9 @@ struct Subscription<'a, S: Sink> {
     /// Whether one is taking effect. What came after it waits: it must not be written as if it had come before.
     controlling: bool,
     tasks: JoinSet<Done>,
+    /// Batches that may be written at the same time.
+    writers: usize,
+    adaptive: Option<Adaptive>,
     /// Ids of the batches that are being written: a batch with one of them waits, so that versions keep their order.
     in_flight: HashSet<String>,
     /// Nothing more is fetched, and the end is when everything that was is settled: a shutdown, a hand-over, or a fatal error.
@@ -108,6 +114,8 @@ pub async fn run<S: Sink>(queue: &Queue<S>, topology: &Topology, turn: &Turn, cl
         control: None,
         controlling: false,
         tasks: JoinSet::new(),
+        writers: queue.config.writers,
+        adaptive: queue.config.adaptive.map(|bounds| Adaptive::new(bounds, FIRST_SIZE)),
         in_flight: HashSet::new(),
         draining: false,
         exhausted: false,
@@ -116,6 +124,7 @@ pub async fn run<S: Sink>(queue: &Queue<S>, topology: &Topology, turn: &Turn, cl
         subscribed: Instant::now(),
         last_delivery: Instant::now(),
     };
+    subscription.adapt();
     let end = subscription.run().await;
     cancel.cancel();
     subscription.finish(&end).await;
@@ -257,7 +266,7 @@ impl<S: Sink> Subscription<'_, S> {
     fn dispatch(&mut self) {
         if let Some((batch, _)) = &self.waiting
             && !self.controlling
-            && self.tasks.len() < self.queue.config.writers
+            && self.tasks.len() < self.writers
             && !batch.ids().any(|id| self.in_flight.contains(id))
         {
             self.start_waiting();
@@ -289,19 +298,24 @@ impl<S: Sink> Subscription<'_, S> {
             .increment(since.elapsed().as_secs_f64());
         let ids: HashSet<String> = batch.ids().map(str::to_owned).collect();
         self.in_flight.extend(ids.iter().cloned());
-        let writer = self.writer.clone();
-        self.tasks.spawn(async move { Done::Batch(ids, writer.write(batch).await) });
+        let (writer, full) = (self.writer.clone(), batch.trigger == Trigger::Count);
+        self.tasks.spawn(async move { Done::Batch { ids, full, outcome: writer.write(batch).await } });
         self.gauges();
     }
 
     /// Takes note of a finished task and acknowledges what may be acknowledged.
     async fn settle(&mut self, done: Result<Done, tokio::task::JoinError>) -> Result<(), End> {
         let outcome = match done {
-            Ok(Done::Batch(ids, outcome)) => {
+            Ok(Done::Batch { ids, full, outcome }) => {
                 ids.iter().for_each(|id| {
                     self.in_flight.remove(id);
                 });
-                outcome
+                if let (Some(adaptive), Ok(Effort { took, troubled })) = (&mut self.adaptive, &outcome) {
+                    let (took, troubled, pressed) = (*took, *troubled, self.waiting.is_some());
+                    adaptive.observe(Observed { took, full, troubled, pressed });
+                    self.adapt();
+                }
+                outcome.map(drop)
             }
             Ok(Done::Control(control, token, outcome)) => {
                 self.controlling = false;
@@ -320,6 +334,17 @@ impl<S: Sink> Subscription<'_, S> {
             Interrupted::Fenced(error) => End::Lost(error.message),
             Interrupted::Cancelled => End::Lost("cancelled".to_owned()),
         })
+    }
+
+    /// Puts into force what the adaptive mode has come to.
+    fn adapt(&mut self) {
+        if let Some(adaptive) = &self.adaptive {
+            self.writers = adaptive.writers();
+            self.batcher.resize(adaptive.size());
+            let data_type = self.queue.data_type.name();
+            metrics::gauge!(names::BATCH_LIMIT, "data_type" => data_type).set(adaptive.size() as f64);
+            metrics::gauge!(names::CONCURRENCY, "data_type" => data_type).set(adaptive.writers() as f64);
+        }
     }
 
     fn control_done(&self, control: &Control) {

@@ -112,6 +112,7 @@ async fn pipelines<S: Sink>(config: Config, sink: S, status: &Arc<Status>, stop:
     for data_type in DataType::ALL {
         metrics::start_at_zero(data_type);
         ::metrics::gauge!(metrics::CONCURRENCY, "data_type" => data_type.name()).set(config.writers as f64);
+        ::metrics::gauge!(metrics::BATCH_LIMIT, "data_type" => data_type.name()).set(config.limits.count as f64);
         queues.spawn(queue::run(Queue {
             data_type,
             config: Arc::clone(&config),

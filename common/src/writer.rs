@@ -69,6 +69,15 @@ impl<S> Clone for Writer<S> {
     }
 }
 
+/// What writing a batch took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Effort {
+    /// The attempts that were committed, from begin to end.
+    pub took: Duration,
+    /// Whether others failed, of which no record was the cause.
+    pub troubled: bool,
+}
+
 /// Why a batch was not finished. What it still held is undecided and comes back.
 #[derive(Clone, Debug)]
 pub enum Interrupted {
@@ -94,7 +103,8 @@ impl<S: Sink> Writer<S> {
     ///
     /// # Errors
     /// [`Interrupted`].
-    pub async fn write(&self, batch: Batch<S::Payload>) -> Result<(), Interrupted> {
+    pub async fn write(&self, batch: Batch<S::Payload>) -> Result<Effort, Interrupted> {
+        let mut effort = Effort::default();
         let started = Instant::now();
         let size = batch.items.len();
         // The broker dead-letters without asking. Whoever compares what a run has brought must know that before.
@@ -103,7 +113,7 @@ impl<S: Sink> Writer<S> {
         }
         let (records, rejects) = sort(batch.items);
         if !records.is_empty() {
-            self.write_parts(records, batch.opened).await?;
+            self.write_parts(records, batch.opened, &mut effort).await?;
         }
         for (reason, body, origin) in rejects {
             self.dead_letter(&body, origin, reason, batch.opened).await?;
@@ -119,17 +129,22 @@ impl<S: Sink> Writer<S> {
             total_processed = self.status.total_committed(self.data_type),
             "✅ Batch processed"
         );
-        Ok(())
+        Ok(effort)
     }
 
-    async fn write_parts(&self, records: Vec<Versions<S::Payload>>, opened: Instant) -> Result<(), Interrupted> {
+    async fn write_parts(
+        &self,
+        records: Vec<Versions<S::Payload>>,
+        opened: Instant,
+        effort: &mut Effort,
+    ) -> Result<(), Interrupted> {
         let mut again = records.iter().flat_map(|v| &v.0).any(|(_, origin)| origin.redelivered);
         let mut parts = vec![records];
         while let Some(mut part) = parts.pop() {
             if self.cancel.is_cancelled() {
                 return Err(Interrupted::Cancelled);
             }
-            match self.attempts(&part, &mut again, opened).await? {
+            match self.attempts(&part, &mut again, opened, effort).await? {
                 Ok(report) => self.committed(part, report),
                 Err(poison) if part.len() > 1 => {
                     metrics::counter!(names::BISECTIONS, "data_type" => self.data_type.name()).increment(1);
@@ -165,6 +180,7 @@ impl<S: Sink> Writer<S> {
         part: &[Versions<S::Payload>],
         again: &mut bool,
         opened: Instant,
+        effort: &mut Effort,
     ) -> Result<Result<WriteReport, SinkError>, Interrupted> {
         let newest: Vec<_> = part.iter().filter_map(Versions::newest).collect();
         let mut retry = Retry::new(self, opened);
@@ -177,13 +193,19 @@ impl<S: Sink> Writer<S> {
             match written.unwrap_or_else(|_| Err(SinkError::timeout(self.write_timeout))) {
                 Ok(report) => {
                     self.status.trouble(self.data_type, None);
+                    let took = started.elapsed();
+                    effort.took += took;
                     metrics::histogram!(names::WRITE, "data_type" => self.data_type.name(), "phase" => "total")
-                        .record(started.elapsed().as_secs_f64());
+                        .record(took.as_secs_f64());
                     return Ok(Ok(report));
                 }
                 Err(error) if error.class == Class::Poison => return Ok(Err(error)),
-                Err(error) if error.class == Class::TooLarge && part.len() > 1 => return Ok(Err(error)),
+                Err(error) if error.class == Class::TooLarge && part.len() > 1 => {
+                    effort.troubled = true;
+                    return Ok(Err(error));
+                }
                 Err(error) => {
+                    effort.troubled = true;
                     *again = true; // parts of a write that come after its commit may be missing
                     retry.after(error).await?;
                 }

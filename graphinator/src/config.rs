@@ -13,7 +13,11 @@ pub const VARIABLES: &[Variable] = &[
     variable("NEO4J_TLS_ENABLED", Value("false"), "encrypt the connection to a bare host"),
     variable("NEO4J_TLS_VERIFY", Value("true"), "verify the server's certificate and name"),
     variable("NEO4J_TLS_CA_FILE", Derived("the system's CAs"), "PEM file of the CA to trust instead of the system's"),
-    variable("NEO4J_BATCH_MODE", Value("true"), "false writes every record in a transaction of its own"),
+    variable(
+        "NEO4J_BATCH_MODE",
+        Value("true"),
+        "false writes every record in a transaction of its own; adaptive follows what the database bears, with size and writers as ceilings",
+    ),
     variable("NEO4J_BATCH_SIZE", Value("500"), "records per batch"),
     variable("NEO4J_BATCH_FLUSH_INTERVAL", Value("2.0"), "seconds from a batch's first record to its flush"),
     variable("NEO4J_WRITERS", Value("2"), "batches of one type that are prepared and written at the same time"),

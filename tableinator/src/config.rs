@@ -14,7 +14,11 @@ pub const VARIABLES: &[Variable] = &[
     variable("POSTGRES_TLS_CA_FILE", Derived("the system's CAs"), "PEM file of a CA to trust beside the system's"),
     variable("POSTGRES_POOL_MIN_SIZE", Value("2"), "accepted without effect: connections are made when needed"),
     variable("POSTGRES_POOL_MAX_SIZE", Value("12"), "most connections; all but two of them may write at the same time"),
-    variable("POSTGRES_BATCH_MODE", Value("true"), "false writes every record in a transaction of its own"),
+    variable(
+        "POSTGRES_BATCH_MODE",
+        Value("true"),
+        "false writes every record in a transaction of its own; adaptive follows what the database bears, with size and writers as ceilings",
+    ),
     variable("POSTGRES_BATCH_SIZE", Value("500"), "records per batch"),
     variable("POSTGRES_BATCH_FLUSH_INTERVAL", Value("2.0"), "seconds from a batch's first record to its flush"),
     variable(
