@@ -187,14 +187,15 @@ fn extraction_complete(object: &Object<'_>) -> ExtractionComplete {
     }
 }
 
-/// An ISO 8601 time; one without a zone counts as UTC.
+/// An ISO 8601 time; one without a zone counts as UTC. Years are those of four digits: not every database has others.
 pub fn parse_time(text: &str) -> Option<chrono::DateTime<chrono::Utc>> {
-    chrono::DateTime::parse_from_rfc3339(text).map(|t| t.to_utc()).ok().or_else(|| {
+    let time = chrono::DateTime::parse_from_rfc3339(text).map(|t| t.to_utc()).ok().or_else(|| {
         ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f"]
             .iter()
             .find_map(|format| chrono::NaiveDateTime::parse_from_str(text, format).ok())
             .map(|naive| naive.and_utc())
-    })
+    });
+    time.filter(|time| (1..=9999).contains(&chrono::Datelike::year(time)))
 }
 
 fn record_id(object: &Object<'_>) -> Result<String, Reject> {
@@ -367,6 +368,8 @@ mod tests {
         assert_eq!(utc("2026-01-02T03:04:05.123456789Z").as_deref(), Some("2026-01-02T03:04:05.123456789+00:00"));
         assert_eq!(utc("2026-01-02T03:04:05+02:00").as_deref(), Some("2026-01-02T01:04:05+00:00"));
         assert_eq!(utc("2026-01-02T03:04:05").as_deref(), Some("2026-01-02T03:04:05+00:00"));
-        assert_eq!(utc("yesterday"), None);
+        for text in ["yesterday", "-9000-01-01T00:00:00", "+262000-01-01T00:00:00", "0000-01-01T00:00:00Z"] {
+            assert_eq!(utc(text), None, "{text}");
+        }
     }
 }

@@ -215,6 +215,7 @@ async fn run(args: RunArgs) -> Result<Exit, String> {
         }
     }
     let called = tokio::select! {
+        biased; // nobody is told of an interruption when nothing was to be called
         called = calls.join_all() => called,
         () = shared.stop.cancelled() => vec![Err("interrupted".to_owned())],
     };

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::input::Bad;
 use crate::node::{Node, Object, string};
 use crate::normalize::normalize;
-use crate::rules::Rules;
+use crate::rules::{Applied, Rules};
 
 /// What became of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,11 +68,14 @@ impl Encoder {
     /// # Errors
     /// What became of it instead.
     pub fn canonical<'a>(&self, mut record: Object<'a>) -> Result<Canonical<'a>, Outcome> {
-        if self.rules.as_ref().is_some_and(|rules| !rules.apply(self.data_type, &mut record)) {
+        let applied = self.rules.as_ref().map_or(Applied::Unchanged, |rules| rules.apply(self.data_type, &mut record));
+        if applied == Applied::Skipped {
             return Err(Outcome::Skipped);
         }
         let mut record = normalize(self.data_type, record);
         let hash = record.remove("sha256").and_then(|hash| hash.text().filter(|h| is_hash(h)).map(str::to_owned));
+        // The hash that came with a record is not that of what the rules left of it.
+        let hash = hash.filter(|_| applied == Applied::Unchanged);
         match record.get("type").and_then(Node::text) {
             Some("data") => drop(record.remove("type")),
             Some(control @ ("file_complete" | "extraction_complete")) => {

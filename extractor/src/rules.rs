@@ -57,6 +57,17 @@ struct NullYears {
     max: i64,
 }
 
+/// What the rules did to a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// It is not to be published.
+    Skipped,
+    /// Something of it was taken away.
+    Changed,
+    /// It is as it was.
+    Unchanged,
+}
+
 impl Rules {
     /// Reads a rules file.
     ///
@@ -91,17 +102,18 @@ impl Rules {
         }
     }
 
-    /// Applies the rules of a type. False if the record is not to be published.
-    pub fn apply(&self, data_type: DataType, record: &mut Object<'_>) -> bool {
+    /// Applies the rules of a type.
+    pub fn apply(&self, data_type: DataType, record: &mut Object<'_>) -> Applied {
         let rules = &self.0[data_type.index()];
         let unwanted = |(field, part): &(String, String)| {
             record.get(field).and_then(Node::text).is_some_and(|text| text.to_lowercase().contains(part))
         };
         if rules.skip.iter().any(unwanted) {
-            return false;
+            return Applied::Skipped;
         }
+        let mut changed = false;
         for (path, regex) in &rules.drop_values {
-            drop_values(record, path, regex);
+            changed |= drop_values(record, path, regex);
         }
         for (field, min, max) in &rules.null_years {
             if let Some(value) = record.get_mut(field)
@@ -109,21 +121,27 @@ impl Rules {
                 && year(text).is_some_and(|year| year < *min || year > *max)
             {
                 *value = Node::Null;
+                changed = true;
             }
         }
-        true
+        if changed { Applied::Changed } else { Applied::Unchanged }
     }
 }
 
-fn drop_values(object: &mut Object<'_>, path: &[String], regex: &Regex) {
-    let Some((name, rest)) = path.split_first() else { return };
+/// Whether there were any.
+fn drop_values(object: &mut Object<'_>, path: &[String], regex: &Regex) -> bool {
+    let Some((name, rest)) = path.split_first() else { return false };
     let matches = |node: &Node<'_>| node.text().is_some_and(|text| regex.is_match(text));
     match object.get_mut(name) {
         Some(Node::Object(inner)) if !rest.is_empty() => drop_values(inner, rest, regex),
         // A list is the container's content already where the input is in the shape of the messages.
-        Some(Node::List(items)) => items.retain(|item| !matches(item)),
-        Some(value) if rest.is_empty() && matches(value) => drop(object.remove(name)),
-        _ => {}
+        Some(Node::List(items)) => {
+            let before = items.len();
+            items.retain(|item| !matches(item));
+            items.len() < before
+        }
+        Some(value) if rest.is_empty() && matches(value) => object.remove(name).is_some(),
+        _ => false,
     }
 }
 
@@ -147,7 +165,7 @@ mod tests {
     /// A record after the rules, unless it is skipped.
     fn applied(rules: &Rules, data_type: DataType, text: &str) -> Option<String> {
         let Node::Object(mut record) = jsonl::parse(text).unwrap() else { panic!("{text}") };
-        rules.apply(data_type, &mut record).then(|| json(record))
+        (rules.apply(data_type, &mut record) != Applied::Skipped).then(|| json(record))
     }
 
     #[test]

@@ -9,22 +9,24 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use common::DataType;
-use neo4rs::{Graph, query};
+use neo4rs::{Graph, Query, query};
 use tokio::time::{Instant, sleep};
+
+use crate::vanished::Guards;
 
 /// How often to look whether earlier transactions have ended.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Closes the gate, and waits until no transaction is left that may have found it open; at most for `limit`, which no batch outlasts.
+/// Closes the gate, and waits until no transaction is left that may have found it open; no longer than a batch may take.
 /// (What runs that long is somebody else's.)
 ///
 /// # Errors
 /// The database's.
-pub async fn close(graph: &Graph, data_type: DataType, limit: Duration) -> Result<(), neo4rs::Error> {
-    graph.run(query("MERGE (:IngestGate {type: $type})").param("type", data_type.name())).await?;
+pub async fn close(graph: &Graph, data_type: DataType, guards: &Guards) -> Result<(), neo4rs::Error> {
+    graph.run(of("MERGE (g:IngestGate {type: $type}) SET g.owner = $owner", data_type, guards)).await?;
     let closed = Instant::now();
     let mut before = transactions(graph).await?;
-    while !before.is_empty() && closed.elapsed() < limit {
+    while !before.is_empty() && closed.elapsed() < guards.batch_timeout {
         sleep(LOOK).await;
         let now = transactions(graph).await?;
         before.retain(|id| now.contains(id));
@@ -32,12 +34,16 @@ pub async fn close(graph: &Graph, data_type: DataType, limit: Duration) -> Resul
     Ok(())
 }
 
-/// Opens it again. If a crash leaves it closed, batches are a little slower until the next removal.
+/// Opens it again, unless somebody else has closed it since. If a crash leaves it closed, batches are a little slower until the next removal.
 ///
 /// # Errors
 /// The database's.
-pub async fn open(graph: &Graph, data_type: DataType) -> Result<(), neo4rs::Error> {
-    graph.run(query("MATCH (g:IngestGate {type: $type}) DELETE g").param("type", data_type.name())).await
+pub async fn open(graph: &Graph, data_type: DataType, guards: &Guards) -> Result<(), neo4rs::Error> {
+    graph.run(of("MATCH (g:IngestGate {type: $type, owner: $owner}) DELETE g", data_type, guards)).await
+}
+
+fn of(statement: &str, data_type: DataType, guards: &Guards) -> Query {
+    query(statement).param("type", data_type.name()).param("owner", guards.owner.as_str())
 }
 
 /// Ids of the transactions that are under way. (The one that asks is another one each time.)

@@ -22,7 +22,7 @@ use crate::statements::label;
 use crate::vanished::Guards;
 use crate::{sweep, vanished};
 
-/// How long a replica may be silent before another one takes over its maintenance. If both go on, they do the same.
+/// How long a replica may be silent before another one takes over its maintenance. One that wakes up later removes nothing.
 const LEASE: Duration = Duration::from_secs(60);
 /// How often it says that it goes on.
 const RENEW: Duration = Duration::from_secs(15);
@@ -70,14 +70,15 @@ pub struct Maintenance {
     connector: Connector,
     guards: Guards,
     requested: Notify,
-    /// Tells replicas apart.
-    owner: String,
 }
 
 impl Maintenance {
     /// `connector` is beside the pipelines' connections, with more patience.
-    pub fn new(connector: Connector, guards: Guards) -> Self {
-        Maintenance { connector, guards, requested: Notify::new(), owner: format!("{:016x}", fastrand::u64(..)) }
+    /// A run that misses `max_fraction` of a type's records or more removes none of them; no batch takes longer than `batch_timeout`.
+    pub fn new(connector: Connector, max_fraction: f64, batch_timeout: Duration) -> Self {
+        // Tells replicas apart.
+        let owner = format!("{:016x}", fastrand::u64(..));
+        Maintenance { connector, guards: Guards { max_fraction, batch_timeout, owner }, requested: Notify::new() }
     }
 
     /// Something may be to do.
@@ -89,7 +90,7 @@ impl Maintenance {
     pub async fn release(&self) {
         if let Ok(graph) = self.connector.graph() {
             let statement = query("MATCH (r:IngestRun {owner: $owner}) SET r.owner = NULL");
-            if let Err(e) = graph.run(statement.param("owner", self.owner.as_str())).await {
+            if let Err(e) = graph.run(statement.param("owner", self.guards.owner.as_str())).await {
                 warn!(error = %e, "the maintenance's lease stays until it expires");
             }
         }
@@ -116,14 +117,14 @@ impl Maintenance {
     /// Does the maintenance of one run. False if none is asked for, or another replica does it.
     async fn one(&self) -> Result<bool, SinkError> {
         let graph = self.connector.graph()?;
-        let Some(row) = one(&graph, claim(&self.owner)).await? else {
+        let Some(row) = one(&graph, claim(&self.guards.owner)).await? else {
             return Ok(false);
         };
         let (version, requested): (String, i64) = (get(&row, "version")?, get(&row, "requested")?);
         info!(version, "🏁 All data types complete — running post-import maintenance");
-        let job = Job { graph, version, owner: &self.owner };
+        let job = Job { graph, version, guards: &self.guards };
         tokio::select! {
-            done = job.run(&self.guards) => done?,
+            done = job.run() => done?,
             lost = job.keep() => return Err(lost),
         }
         let done = query(
@@ -154,13 +155,13 @@ fn claim(owner: &str) -> Query {
 struct Job<'a> {
     graph: Graph,
     version: String,
-    owner: &'a str,
+    guards: &'a Guards,
 }
 
 impl Job<'_> {
-    async fn run(&self, guards: &Guards) -> Result<(), SinkError> {
+    async fn run(&self) -> Result<(), SinkError> {
         self.recheck().await?;
-        self.remove_vanished(guards).await?;
+        self.remove_vanished().await?;
         self.recheck().await?;
         for data_type in DataType::ALL {
             self.remove_stubs(data_type).await?;
@@ -183,7 +184,7 @@ impl Job<'_> {
     async fn renew(&self) -> Result<(), SinkError> {
         let renew = query("MATCH (r:IngestRun {version: $version, owner: $owner}) SET r.lease = timestamp() + $lease RETURN 1 AS mine")
             .param("version", self.version.as_str())
-            .param("owner", self.owner)
+            .param("owner", self.guards.owner.as_str())
             .param("lease", LEASE.as_millis() as i64);
         match one(&self.graph, renew).await? {
             Some(_) => Ok(()),
@@ -206,11 +207,11 @@ impl Job<'_> {
     }
 
     /// Records that the run did not bring.
-    async fn remove_vanished(&self, guards: &Guards) -> Result<(), SinkError> {
+    async fn remove_vanished(&self) -> Result<(), SinkError> {
         loop {
             let Some(row) = one(&self.graph, vanished::requests(&self.version)).await? else { return Ok(()) };
             let request = row.to().map_err(|e| unreadable(&e))?;
-            vanished::remove(&self.graph, &request, guards).await?;
+            vanished::remove(&self.graph, &request, self.guards).await?;
         }
     }
 

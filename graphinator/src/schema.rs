@@ -1,14 +1,20 @@
 //! Constraints and indexes of the contract (§5.1), and those of the worker's own bookkeeping. Only what is missing is
-//! created; nothing is ever dropped.
+//! created; nothing is dropped but what an interrupted creation left behind.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use common::config::SchemaMode;
 use neo4rs::{Graph, query};
-use tracing::info;
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
 
 /// Seconds to wait for new indexes. On a full graph they take longer: then this fails, and the next attempt finds them.
 const AWAIT_INDEXES: i64 = 45;
+/// How long another replica may take for what it is creating.
+const OTHERS: Duration = Duration::from_secs(20);
+/// How often to look whether it has.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// One constraint or index: what it is on decides whether it exists, whatever its name.
 struct Object {
@@ -93,21 +99,43 @@ pub async fn apply(graph: &Graph, mode: SchemaMode) -> Result<Vec<String>, neo4r
     if mode == SchemaMode::Off {
         return Ok(Vec::new());
     }
-    let missing = missing(graph).await?;
-    if mode == SchemaMode::Check {
-        return Ok(missing.iter().map(|o| o.name.to_owned()).collect());
+    let mut absent = missing(graph).await?;
+    if absent.is_empty() || mode == SchemaMode::Check {
+        return Ok(names(&absent));
     }
-    for object in &missing {
+    create(graph, &absent).await?;
+    // A replica may be creating some of them right now.
+    let began = Instant::now();
+    while !absent.is_empty() && began.elapsed() < OTHERS {
+        sleep(LOOK).await;
+        absent = missing(graph).await?;
+    }
+    if !absent.is_empty() {
+        // A server or replica that ended amid the creation of a constraint leaves the constraint's index behind, in whose way no
+        // other one can come about.
+        for object in absent.iter().filter(|object| object.kind == "UNIQUENESS") {
+            warn!(name = object.name, "🏗️ Dropping the index of a constraint that never came about");
+            graph.run(query(&format!("DROP INDEX {} IF EXISTS", object.name))).await?;
+        }
+        create(graph, &absent).await?;
+    }
+    graph.run(query("CALL db.awaitIndexes($seconds)").param("seconds", AWAIT_INDEXES)).await?;
+    Ok(names(&missing(graph).await?))
+}
+
+fn names(objects: &[&Object]) -> Vec<String> {
+    objects.iter().map(|object| object.name.to_owned()).collect()
+}
+
+async fn create(graph: &Graph, objects: &[&Object]) -> Result<(), neo4rs::Error> {
+    for object in objects {
         match graph.run(query(&object.create())).await {
             Ok(()) => info!(name = object.name, "🏗️ Created"),
             Err(neo4rs::Error::Neo4j(e)) if e.code().ends_with("AlreadyExists") => {} // a replica was faster
             Err(e) => return Err(e),
         }
     }
-    if !missing.is_empty() {
-        graph.run(query("CALL db.awaitIndexes($seconds)").param("seconds", AWAIT_INDEXES)).await?;
-    }
-    Ok(Vec::new())
+    Ok(())
 }
 
 async fn missing(graph: &Graph) -> Result<Vec<&'static Object>, neo4rs::Error> {

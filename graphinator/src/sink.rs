@@ -20,7 +20,6 @@ use crate::maintenance::{self, Maintenance};
 use crate::prune::{self, Removed};
 use crate::record::{self, Payload};
 use crate::statements::Edge;
-use crate::vanished::Guards;
 use crate::{schema, statements, sweep};
 
 /// Longest wait for one statement of the maintenance: statistics of the largest genre read millions of releases.
@@ -41,7 +40,8 @@ impl Neo4jSink {
             connector: Connector::new(config.clone(), timeout),
             maintenance: Maintenance::new(
                 Connector::new(config.clone(), MAINTENANCE_TIMEOUT),
-                Guards { max_fraction: config.max_delete_fraction, batch_timeout: timeout },
+                config.max_delete_fraction,
+                timeout,
             ),
             schema,
             preparing: Mutex::new(()),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::DataType;
 use common::metrics::PURGES;
-use common::sink::SinkError;
+use common::sink::{Class, SinkError};
 use neo4rs::{Graph, Query, query};
 use roaring::RoaringBitmap;
 use tracing::{error, info, warn};
@@ -65,12 +65,14 @@ fn number(id: &str) -> Option<u32> {
 }
 
 /// What keeps records that a run did not bring from being removed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Guards {
     /// A run that misses this share of a type's records or more removes none of them.
     pub max_fraction: f64,
     /// Longest transaction of a batch.
     pub batch_timeout: Duration,
+    /// Who may remove anything: the owner of the maintenance's lease.
+    pub owner: String,
 }
 
 /// What one type of a complete run asks for.
@@ -84,14 +86,13 @@ pub struct Request {
     /// By how much the database's clock is behind the extractor's for certain, in milliseconds.
     behind: i64,
     count: Option<i64>,
-    requested: i64,
 }
 
 /// What is still to be done for a run.
 pub fn requests(version: &str) -> Query {
     query(
         "MATCH (v:IngestVanished {version: $version}) WHERE v.finished IS NULL
-         RETURN v.key AS key, v.type AS type, v.started AS started, v.behind AS behind, v.count AS count, v.requested AS requested
+         RETURN v.key AS key, v.type AS type, v.started AS started, v.behind AS behind, v.count AS count
          ORDER BY v.requested",
     )
     .param("version", version)
@@ -110,9 +111,11 @@ pub async fn remove(graph: &Graph, request: &Request, guards: &Guards) -> Result
         }
         None => compare(graph, data_type, request, guards).await?,
     };
+    // Only what was seen before the run began: the next one may have begun before this one ended.
     let forget =
-        "MATCH (s:IngestSeen {type: $type}) WHERE s.at <= $requested CALL (s) { DELETE s } IN TRANSACTIONS OF 500 ROWS";
-    run(graph, query(forget).param("type", data_type.name()).param("requested", request.requested)).await?;
+        "MATCH (s:IngestSeen {type: $type}) WHERE s.at < $started CALL (s) { DELETE s } IN TRANSACTIONS OF 500 ROWS";
+    let started = request.started - request.behind;
+    run(graph, query(forget).param("type", data_type.name()).param("started", started)).await?;
     let done = "MATCH (v:IngestVanished {key: $key}) SET v.finished = datetime(), v.outcome = $outcome";
     run(graph, query(done).param("key", request.key.as_str()).param("outcome", outcome)).await?;
     metrics::counter!(PURGES, "data_type" => data_type.name(), "outcome" => kind).increment(1);
@@ -162,14 +165,17 @@ async fn compare(
         return Ok(("vetoed", format!("vetoed: {count} of {total}")));
     }
     if count > 0 {
-        gate::close(graph, data_type, guards.batch_timeout).await.map_err(|e| classify(&e))?;
+        gate::close(graph, data_type, guards).await.map_err(|e| classify(&e))?;
         let ids: Vec<String> = vanished.iter().collect();
         for chunk in ids.chunks(CHUNK) {
-            strip(graph, data_type, chunk, started.max(newest - UNDER_WAY), &mut seen)
-                .await
-                .map_err(|e| classify(&e))?;
+            let from = started.max(newest - UNDER_WAY);
+            let mine =
+                strip(graph, data_type, chunk, from, &mut seen, &guards.owner).await.map_err(|e| classify(&e))?;
+            if !mine {
+                return Err(SinkError::new(Class::Conflict, "lease", "another replica took over the maintenance"));
+            }
         }
-        gate::open(graph, data_type).await.map_err(|e| classify(&e))?;
+        gate::open(graph, data_type, guards).await.map_err(|e| classify(&e))?;
     }
     info!(data_type = data_type.name(), count, "🧹 Removed {count} {data_type} that the run did not bring");
     Ok(("deleted", format!("removed {count} of {total}")))
@@ -212,14 +218,15 @@ async fn unseen(graph: &Graph, data_type: DataType, seen: &Ids) -> Result<(u64, 
 }
 
 /// Takes back all that these records brought. A record that comes back just now is none that vanished: who brings it has its
-/// node locked, or waits for us. (Notes since `from` may be new.)
+/// node locked, or waits for us. (Notes since `from` may be new.) Returns false, and does nothing, if the lease has another `owner`.
 async fn strip(
     graph: &Graph,
     data_type: DataType,
     ids: &[String],
     from: i64,
     seen: &mut Ids,
-) -> Result<(), neo4rs::Error> {
+    owner: &str,
+) -> Result<bool, neo4rs::Error> {
     let properties = match data_type {
         DataType::Artists => "n.name = NULL, n.resource_url = NULL, n.releases_url = NULL",
         DataType::Labels => "n.name = NULL",
@@ -234,6 +241,17 @@ async fn strip(
     let mut transaction = graph.start_txn().await?;
     let lock = format!("UNWIND $ids AS id MATCH (n:{label} {{id: id}}) USING INDEX SEEK n:{label}(id) SET n._v = n._v");
     transaction.run(query(&lock).param("ids", ids.to_vec())).await?;
+    // As with a batch: whoever holds the lease by now begins when these nodes are free again.
+    let lease = query("MATCH (r:IngestRun {owner: $owner}) RETURN 1 AS mine").param("owner", owner);
+    let mut rows = transaction.execute(lease).await?;
+    let mut mine = false;
+    while rows.next(&mut transaction).await?.is_some() {
+        mine = true;
+    }
+    if !mine {
+        transaction.rollback().await?;
+        return Ok(false);
+    }
     let mut rows = transaction.execute(batches_since(data_type, from)).await?;
     while let Some(row) = rows.next(&mut transaction).await? {
         note(&row, seen)?;
@@ -255,7 +273,8 @@ async fn strip(
     let bare = format!("UNWIND $ids AS id MATCH (n:{label} {{id: id}}) SET {properties}, n.sha256 = NULL, n._v = NULL");
     transaction.run(query(&bare).param("ids", ids.to_vec())).await?;
     transaction.run(sweep::note(&removed)).await?;
-    transaction.commit().await
+    transaction.commit().await?;
+    Ok(true)
 }
 
 async fn run(graph: &Graph, statement: Query) -> Result<(), SinkError> {
@@ -263,7 +282,7 @@ async fn run(graph: &Graph, statement: Query) -> Result<(), SinkError> {
 }
 
 fn get<'a, T: serde::Deserialize<'a>>(row: &'a neo4rs::Row, key: &str) -> Result<T, SinkError> {
-    row.get(key).map_err(|e| SinkError::new(common::sink::Class::Fatal, "result", e.to_string()))
+    row.get(key).map_err(|e| SinkError::new(Class::Fatal, "result", e.to_string()))
 }
 
 #[cfg(test)]

@@ -131,6 +131,23 @@ async fn constraints_and_indexes_are_those_of_the_contract() -> Result<(), Error
     feed.end().await
 }
 
+/// Whoever created a constraint was stopped amid that: its index is there, and would be in the way for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_constraint_that_never_came_about_is_created() -> Result<(), Error> {
+    let feed = Feed::new("orphan").await?;
+    feed.end().await?;
+    let stage = Stage::with_graph("orphan").await?;
+    let graph = services().neo4j()?;
+    graph.run(query("DROP CONSTRAINT ingest_gate_type")).await?;
+    graph.run(query("CREATE INDEX ingest_gate_type FOR (n:IngestGate) ON (n.type)")).await?;
+    let worker = stage.start("graphinator", &[]).await?;
+    let unique = "SHOW CONSTRAINTS YIELD name WHERE name = 'ingest_gate_type' RETURN count(*) AS x";
+    let row = graph.execute(query(unique)).await?.next().await?.ok_or("no row")?;
+    assert_eq!(row.get::<i64>("x")?, 1);
+    assert_eq!(worker.stop().await?.code(), Some(0));
+    stage.clean_up().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_other_services_wrote_survives() -> Result<(), Error> {
     let mut feed = Feed::new("foreign").await?;

@@ -388,7 +388,7 @@ impl Run {
                 );
                 for t in DataType::ALL {
                     statements += &format!(
-                        "CREATE TRIGGER disk_full BEFORE INSERT OR UPDATE ON {t} EXECUTE FUNCTION disk_full();"
+                        "CREATE TRIGGER disk_full BEFORE INSERT OR UPDATE ON {t} FOR EACH ROW EXECUTE FUNCTION disk_full();"
                     );
                 }
                 self.stage.postgres().await?.batch_execute(&statements).await?;
