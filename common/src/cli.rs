@@ -32,7 +32,7 @@ pub fn main<C, S: Sink>(worker: Worker<C>, sink: impl FnOnce(&Config, C) -> Resu
     let matches =
         Command::new(worker.service)
             .about(worker.about)
-            .version(env!("CARGO_PKG_VERSION"))
+            .version(crate::VERSION)
             .after_help(format!("{}\n{exit_codes}", help_text(worker.tables)))
             .subcommand(Command::new("run").about("Consume until SIGTERM or SIGINT (the default)"))
             .subcommand(

@@ -78,7 +78,7 @@ pub async fn run<S: Sink>(
         }
     };
     info!(
-        version = env!("CARGO_PKG_VERSION"),
+        version = crate::VERSION,
         health_port = listener.local_addr().map(|a| a.port()).unwrap_or_default(),
         batch_size = config.limits.count,
         flush_interval = config.limits.interval.as_secs_f64(),
