@@ -13,9 +13,9 @@ fn record(id: usize, name: &str) -> Vec<u8> {
     format!(r#"{{"type":"data","id":"{id}","sha256":"{id}-{name}","id":"{id}","name":"{name}"}}"#).into_bytes()
 }
 
-/// The number in an element, without the commas between thousands.
-fn number(browser: &Browser, selector: &str) -> Result<f64, Error> {
-    Ok(browser.text(selector)?.replace(',', "").parse().unwrap_or(f64::NAN))
+/// The number in an element, without the commas between thousands; `None` while there is none.
+fn number(browser: &Browser, selector: &str) -> Result<Option<f64>, Error> {
+    Ok(browser.text(selector)?.replace(',', "").parse().ok())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -42,13 +42,13 @@ async fn the_page_shows_what_the_worker_does() -> Result<(), Error> {
 
     let published = stage.publish(DataType::Artists, (0..1234).map(|id| record(id, "a"))).await?;
     assert_eq!(published, 1234);
-    let committed = async || Ok(number(&browser, "#artists td:nth-child(5)")? == 1234.0);
+    let committed = async || Ok(number(&browser, "#artists td:nth-child(5)")? == Some(1234.0));
     within(PATIENCE, "1,234 committed", committed).await?;
     shows("an empty queue", "#drain", "empty").await?;
     shows("the time of a batch", "#latency", "ms").await?;
     // As long as something is written, there is a rate; and the curve has points.
     let mut version = 0;
-    while !(number(&browser, "#rate")? > 0.0) {
+    while number(&browser, "#rate")?.is_none_or(|rate| rate <= 0.0) {
         version += 1;
         assert!(version < 600, "no rate: {}", browser.text("body")?);
         stage.publish(DataType::Artists, [record(1, &version.to_string())]).await?;
