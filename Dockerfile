@@ -3,12 +3,14 @@
 FROM rust:1-slim-trixie AS build
 WORKDIR /src
 COPY . .
+# What `--version` shows; there is no git here.
+ARG COMMIT=""
 # The caches keep the registry and all compiled dependencies between builds; the binaries are copied out of them.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target,sharing=locked \
-    cargo build --release --locked --package extractor --package graphinator --package tableinator \
+    BUILD_COMMIT="$COMMIT" cargo build --release --locked --package extractor --package graphinator --package tableinator \
     && install -D -t /out target/release/extractor target/release/graphinator target/release/tableinator \
-    && mkdir /out/state
+    && mkdir /out/dumps /out/state
 
 FROM debian:trixie-slim AS base
 # The system's CAs, for connections with TLS.
@@ -28,7 +30,8 @@ ENTRYPOINT ["/usr/local/bin/tableinator"]
 FROM base AS extractor
 COPY --from=build /out/extractor /usr/local/bin/extractor
 COPY extractor/data-quality-rules.json /etc/data-quality-rules.json
-# A volume here takes over the owner.
+# Volumes here take over the owner.
+COPY --from=build --chown=1000:1000 /out/dumps /dumps
 COPY --from=build --chown=1000:1000 /out/state /state
 EXPOSE 8000
 ENTRYPOINT ["/usr/local/bin/extractor"]

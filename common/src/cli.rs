@@ -32,7 +32,7 @@ pub fn main<C, S: Sink>(worker: Worker<C>, sink: impl FnOnce(&Config, C) -> Resu
     let matches =
         Command::new(worker.service)
             .about(worker.about)
-            .version(env!("CARGO_PKG_VERSION"))
+            .version(crate::VERSION)
             .after_help(format!("{}\n{exit_codes}", help_text(worker.tables)))
             .subcommand(Command::new("run").about("Consume until SIGTERM or SIGINT (the default)"))
             .subcommand(
@@ -49,7 +49,9 @@ pub fn main<C, S: Sink>(worker: Worker<C>, sink: impl FnOnce(&Config, C) -> Resu
         Some(("healthcheck", _)) => return healthcheck(worker.service, worker.health_port),
         subcommand => subcommand.is_some_and(|(name, _)| name == "check"),
     };
-    let ((config, own), notes) = match (worker.read)(Env::from_process(worker.tables)) {
+    let env = Env::from_process(worker.tables);
+    let settings = env.settings();
+    let ((config, own), notes) = match (worker.read)(env) {
         Ok(read) => read,
         Err(e) => {
             eprintln!("{}: {e}\nSee `{} --help`.", worker.service, worker.service);
@@ -77,7 +79,8 @@ pub fn main<C, S: Sink>(worker: Worker<C>, sink: impl FnOnce(&Config, C) -> Resu
     let exit = if checking {
         runtime.block_on(check::run(worker.service, worker.database, &config, &notes, &sink))
     } else {
-        runtime.block_on(worker::run(worker.service, worker.database, config, notes, sink))
+        let settings = config.in_force(settings);
+        runtime.block_on(worker::run(worker.service, worker.database, config, notes, settings, sink))
     };
     // Whatever still runs after a forced stop must not hold the process.
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));

@@ -144,6 +144,20 @@ pub struct Config {
     pub log: LogConfig,
 }
 
+impl Config {
+    /// The settings with what became of those that follow from others.
+    pub fn in_force(&self, mut settings: Vec<Setting>) -> Vec<Setting> {
+        for setting in &mut settings {
+            match setting.name {
+                "RABBITMQ_PREFETCH" => setting.value = self.prefetch.to_string(),
+                "HEALTH_PORT" => setting.value = self.health_port.to_string(),
+                _ => {}
+            }
+        }
+        settings
+    }
+}
+
 /// How to reach the broker.
 #[derive(Clone, Debug)]
 pub struct BrokerConfig {
@@ -210,6 +224,17 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
     }
+}
+
+/// A variable and what holds, for people.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Setting {
+    /// The variable's name.
+    pub name: &'static str,
+    /// Its value; that of a secret is `***`.
+    pub value: String,
+    /// Where it comes from: `set`, `file`, `default`, or `missing`.
+    pub origin: &'static str,
 }
 
 /// All that is wrong with the configuration.
@@ -294,6 +319,21 @@ impl Env {
                 None
             }
         }
+    }
+
+    /// Every described variable with its value or default, without secrets.
+    pub fn settings(&self) -> Vec<Setting> {
+        let setting = |v: &Variable| {
+            let from_file = v.secret && self.values.contains_key(&format!("{}_FILE", v.name));
+            let (value, origin) = match (self.values.get(v.name), v.default) {
+                _ if from_file => ("", "file"),
+                (Some(value), _) => (value.as_str(), "set"),
+                (None, Value(default) | Derived(default)) => (default, "default"),
+                (None, DefaultValue::Required) => ("", "missing"),
+            };
+            Setting { name: v.name, value: if v.secret { "***" } else { value }.to_owned(), origin }
+        };
+        self.tables.iter().copied().flatten().map(setting).collect()
     }
 
     /// The value or its default as text; empty if it is missing, which was noted as a problem.
@@ -605,6 +645,34 @@ mod tests {
         assert_eq!(config.broker.password.expose(), "from file");
         assert!(!format!("{config:?}").contains("from file"));
         std::fs::remove_file(path).expect("temp file");
+    }
+
+    #[test]
+    fn settings_are_shown_without_secrets_and_as_they_are_in_force() {
+        let values = [
+            ("X_PASSWORD", "hidden"),
+            ("RABBITMQ_PASSWORD_FILE", "/secret/path"),
+            ("X_BATCH_SIZE", "20"),
+            ("RABBITMQ_PREFETCH", "10"),
+        ];
+        let owned = values.map(|(k, v)| (k.to_owned(), v.to_owned()));
+        let settings = Env::from_values(&[BROKER, COMMON, OWN], owned).settings();
+        let (config, _) =
+            read(&[("X_PASSWORD", "p"), ("X_BATCH_SIZE", "20"), ("RABBITMQ_PREFETCH", "10")]).expect("valid");
+        let settings = config.in_force(settings);
+        assert_eq!(settings.len(), BROKER.len() + COMMON.len() + OWN.len());
+        for (name, value, origin) in [
+            ("X_PASSWORD", "***", "set"),
+            ("RABBITMQ_PASSWORD", "***", "file"),
+            ("RABBITMQ_USERNAME", "***", "default"),
+            ("RABBITMQ_HOST", "rabbitmq", "default"),
+            ("X_BATCH_SIZE", "20", "set"),
+            ("RABBITMQ_PREFETCH", "60", "set"), // raised
+            ("HEALTH_PORT", "8001", "default"),
+        ] {
+            let expected = Setting { name, value: value.to_owned(), origin };
+            assert!(settings.contains(&expected), "{expected:?} is not in {settings:?}");
+        }
     }
 
     #[test]

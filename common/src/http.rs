@@ -1,4 +1,5 @@
-//! The HTTP server of workers and extractor: `/health` (liveness), `/ready` (can it work?) and `/metrics` (Prometheus).
+//! The HTTP server of workers and extractor: `/health` (liveness), `/ready` (can it work?) and `/metrics` (Prometheus). The
+//! workers also have a page for people at `/`, which reads these and `/status`.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -14,6 +15,9 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
+use crate::config::Setting;
+use crate::logging::Recent;
+
 /// Longest wait of [`ask`], to connect and for the answer.
 const ASK: Duration = Duration::from_secs(3);
 
@@ -24,6 +28,15 @@ pub trait Probe: Send + Sync + 'static {
 
     /// Why it can't do its work now; empty if it can.
     fn unready(&self) -> Vec<String>;
+}
+
+/// What `/status` tells: what the page at `/` shows beside health and metrics.
+#[derive(Debug)]
+pub struct About {
+    /// The configuration in force, without secrets.
+    pub settings: Vec<Setting>,
+    /// Newest warnings and errors.
+    pub recent: Recent,
 }
 
 #[derive(Clone)]
@@ -45,12 +58,38 @@ pub async fn bind(port: u16) -> io::Result<TcpListener> {
 /// # Errors
 /// If the listener fails.
 pub async fn serve(listener: TcpListener, probe: Arc<dyn Probe>, metrics: PrometheusHandle) -> io::Result<()> {
-    let app = Router::new()
+    axum::serve(listener, endpoints(probe, metrics)).await
+}
+
+/// The same with the page at `/`.
+///
+/// # Errors
+/// If the listener fails.
+pub async fn serve_with_page(
+    listener: TcpListener,
+    probe: Arc<dyn Probe>,
+    metrics: PrometheusHandle,
+    about: About,
+) -> io::Result<()> {
+    let about = Arc::new(about);
+    let app = endpoints(probe, metrics)
+        .route("/", get(page))
+        .route("/status", get(move || async move { answer(true, about.to_json().to_string()) }));
+    axum::serve(listener, app).await
+}
+
+fn endpoints(probe: Arc<dyn Probe>, metrics: PrometheusHandle) -> Router {
+    Router::new()
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(render))
-        .with_state(Shared { probe, metrics });
-    axum::serve(listener, app).await
+        .with_state(Shared { probe, metrics })
+}
+
+impl About {
+    fn to_json(&self) -> Value {
+        json!({"version": crate::VERSION, "settings": self.settings, "recent": self.recent.lines()})
+    }
 }
 
 /// Asks a process of this machine for `/health`; whether it is in order.
@@ -79,6 +118,18 @@ async fn ready(State(shared): State<Shared>) -> Response {
 async fn render(State(shared): State<Shared>) -> Response {
     shared.metrics.run_upkeep();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], shared.metrics.render()).into_response()
+}
+
+async fn page() -> Response {
+    // All that it needs is in it, and it may ask nobody else.
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
+                  base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, policy),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    (headers, include_str!("page.html")).into_response()
 }
 
 fn answer(good: bool, body: String) -> Response {

@@ -33,3 +33,8 @@ pub mod writer;
 pub mod year;
 
 pub use data_type::{DataType, Topology};
+
+/// The commit that this is made of, as `build.rs` found out; `development` unless it is a release.
+pub const COMMIT: &str = env!("BUILD_COMMIT");
+/// What `--version` says behind the program's name.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILD_COMMIT"), ")");

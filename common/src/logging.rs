@@ -1,10 +1,11 @@
 //! One JSON object per line, with the field names of the contract (§8): `event`, `level`, `logger`, `lineno`,
 //! `timestamp`, `service`, `environment`, and the event's own fields, keys sorted.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::fs::File;
 use std::io::Write;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::{SecondsFormat, Utc};
 use serde_json::{Map, Value};
@@ -18,10 +19,34 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 
 use crate::config::LogConfig;
 
+/// Lines that [`Recent`] keeps.
+const KEPT: usize = 20;
+
+/// The newest warnings and errors that were logged.
+#[derive(Clone, Debug, Default)]
+pub struct Recent(Arc<Mutex<VecDeque<Value>>>);
+
+impl Recent {
+    /// Oldest first.
+    pub fn lines(&self) -> Vec<Value> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    fn keep(&self, line: Value) {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.len() == KEPT {
+            lines.pop_front();
+        }
+        lines.push_back(line);
+    }
+}
+
 /// Starts logging for the whole process. Of the libraries' own messages only warnings are kept.
-pub fn init(service: &'static str, config: &LogConfig) {
+pub fn init(service: &'static str, config: &LogConfig) -> Recent {
+    let recent = Recent::default();
     let file = config.dir.as_ref().and_then(|dir| open(dir, service));
-    let layer = JsonLines { service, environment: config.environment.clone(), file: file.map(Mutex::new) };
+    let (environment, recent_too) = (config.environment.clone(), recent.clone());
+    let layer = JsonLines { service, environment, file: file.map(Mutex::new), recent: recent_too };
     let libraries = config.level.min(LevelFilter::WARN);
     let own = ["common", "graphinator", "tableinator"].map(|target| (target, config.level));
     let filter = Targets::new().with_targets(own).with_default(libraries);
@@ -30,6 +55,7 @@ pub fn init(service: &'static str, config: &LogConfig) {
         // neo4rs and tokio-postgres log through the `log` crate.
         let _ = tracing_log::LogTracer::builder().with_max_level(tracing_log::log::LevelFilter::Warn).init();
     }
+    recent
 }
 
 fn open(dir: &str, service: &str) -> Option<File> {
@@ -42,6 +68,7 @@ struct JsonLines {
     service: &'static str,
     environment: String,
     file: Option<Mutex<File>>,
+    recent: Recent,
 }
 
 impl<S: Subscriber> Layer<S> for JsonLines {
@@ -65,12 +92,16 @@ impl<S: Subscriber> Layer<S> for JsonLines {
         ] {
             line.insert(key.to_owned(), value);
         }
-        let mut text = Value::Object(line).to_string();
+        let line = Value::Object(line);
+        let mut text = line.to_string();
         text.push('\n');
         // Nowhere to report a log that can't be written.
         let _ = std::io::stdout().lock().write_all(text.as_bytes());
         if let Some(file) = &self.file {
             let _ = file.lock().unwrap_or_else(PoisonError::into_inner).write_all(text.as_bytes());
+        }
+        if *metadata.level() <= Level::WARN {
+            self.recent.keep(line);
         }
     }
 }

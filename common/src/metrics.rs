@@ -72,7 +72,7 @@ pub const STARTED: &str = "process_start_time_seconds";
 pub const CONCURRENCY: &str = "concurrency_limit";
 /// Records that the next batch may hold. Label `data_type`.
 pub const BATCH_LIMIT: &str = "batch_size_limit";
-/// Always 1. Labels `version`, `service`.
+/// Always 1. Labels `version`, `commit`, `service`.
 pub const BUILD: &str = "build_info";
 
 /// Upper bounds in seconds for everything that is a duration.
@@ -97,7 +97,7 @@ pub fn install(service: &'static str) -> Result<PrometheusHandle, BuildError> {
         .install_recorder()?;
     describe();
     describe_gauge!(BUILD, Unit::Count, "Always 1; labels say what runs");
-    metrics::gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    metrics::gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION"), "commit" => crate::COMMIT).set(1.0);
     describe_gauge!(STARTED, Unit::Seconds, "When this process started, since 1970");
     metrics::gauge!(STARTED).set(chrono::Utc::now().timestamp_millis() as f64 / 1000.0);
     for peer in ["broker", "database"] {

@@ -12,10 +12,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::amqp::Broker;
-use crate::config::Config;
+use crate::config::{Config, Setting};
 use crate::data_type::DataType;
 use crate::dead_letter::DeadLetters;
-use crate::http::{self, Probe};
+use crate::http::{self, About, Probe};
 use crate::queue::{self, Queue};
 use crate::sink::Sink;
 use crate::status::Status;
@@ -49,15 +49,17 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Runs a worker until SIGTERM or SIGINT. `notes` are what the configuration wants to have said once.
+/// Runs a worker until SIGTERM or SIGINT. `notes` are what the configuration wants to have said once, `settings` what the page
+/// at `/` shows of it.
 pub async fn run<S: Sink>(
     service: &'static str,
     database: &'static str,
     config: Config,
     notes: Vec<String>,
+    settings: Vec<Setting>,
     sink: S,
 ) -> Exit {
-    logging::init(service, &config.log);
+    let recent = logging::init(service, &config.log);
     let status = Arc::new(Status::new(service, database));
     let started = async {
         let exporter = metrics::install(service).map_err(|e| e.to_string())?;
@@ -78,7 +80,7 @@ pub async fn run<S: Sink>(
         }
     };
     info!(
-        version = env!("CARGO_PKG_VERSION"),
+        version = crate::VERSION,
         health_port = listener.local_addr().map(|a| a.port()).unwrap_or_default(),
         batch_size = config.limits.count,
         flush_interval = config.limits.interval.as_secs_f64(),
@@ -89,7 +91,8 @@ pub async fn run<S: Sink>(
     for note in notes {
         warn!("⚙️ {note}");
     }
-    let http = tokio::spawn(http::serve(listener, Arc::clone(&status) as Arc<dyn Probe>, exporter));
+    let probe = Arc::clone(&status) as Arc<dyn Probe>;
+    let http = tokio::spawn(http::serve_with_page(listener, probe, exporter, About { settings, recent }));
     let exit = pipelines(config, sink, &status, async {
         tokio::select! {
             _ = term.recv() => {}

@@ -1,6 +1,7 @@
 //! What the integration tests share: real services, a private corner of them for each test, workers as processes, and
 //! the comparison of what they did with what must be.
 
+pub mod browser;
 #[cfg(test)]
 mod citations;
 pub mod dumps;

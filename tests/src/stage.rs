@@ -334,29 +334,27 @@ pub async fn controlled(worker: &mut Worker, data_type: DataType, count: f64) ->
 /// Waits until purges and maintenance of this run are done.
 pub async fn run_maintained(stage: &Stage, version: &str) -> Result<(), Error> {
     let postgres = stage.postgres().await?;
-    let purged = "SELECT count(*) FROM ingest_purges WHERE version = $1 AND finished_at IS NOT NULL";
-    for _ in 0..600 {
-        let purges: i64 = postgres.query_one(purged, &[&version]).await?.get(0);
-        if purges == 4 {
-            return run_graph_maintained(version).await;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    Err("the purges did not end within a minute".into())
+    within(Duration::from_secs(60), "purged", async || purged(&postgres, version).await).await?;
+    run_graph_maintained(version).await
+}
+
+/// Whether the purges of this run are done.
+pub async fn purged(client: &tokio_postgres::Client, version: &str) -> Result<bool, Error> {
+    let purges = "SELECT count(*) FROM ingest_purges WHERE version = $1 AND finished_at IS NOT NULL";
+    Ok(client.query_one(purges, &[&version]).await?.get::<_, i64>(0) == 4)
 }
 
 /// Waits until the maintenance of this run is done.
 pub async fn run_graph_maintained(version: &str) -> Result<(), Error> {
     let graph = services().neo4j()?;
+    within(Duration::from_secs(60), "maintained", async || graph_maintained(&graph, version).await).await
+}
+
+/// Whether the maintenance of this run is done.
+pub async fn graph_maintained(graph: &Graph, version: &str) -> Result<bool, Error> {
     let done = "MATCH (r:IngestRun {version: $v}) WHERE r.requested > 0 RETURN r.completed >= r.requested AS done";
-    for _ in 0..600 {
-        let row = graph.execute(query(done).param("v", version)).await?.next().await?;
-        if row.is_some_and(|r| r.get::<bool>("done").unwrap_or(false)) {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    Err("the maintenance did not end within a minute".into())
+    let row = graph.execute(query(done).param("v", version)).await?.next().await?;
+    Ok(row.is_some_and(|r| r.get::<bool>("done").unwrap_or(false)))
 }
 
 /// Asserts what holds at the end of every test without outages: nothing came twice, nothing waits, a clean exit.

@@ -1,6 +1,7 @@
 //! The task runner's parts, which the integration tests use too.
 
 pub mod bench;
+pub mod compose;
 pub mod demo;
 pub mod feed;
 pub mod licences;

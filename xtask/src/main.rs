@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{Error, bench, demo, licences, reference, services, soak};
+use xtask::{Error, bench, compose, demo, licences, reference, services, soak};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's day-to-day commands")]
@@ -26,6 +26,8 @@ enum Task {
     Bench(bench::Options),
     /// Break everything at random while both workers load, again and again, and count what was lost
     Soak(soak::Options),
+    /// Build the images, start the whole stack, and load, scale, restart and watch it (needs Docker)
+    Compose(compose::Options),
     /// Generate docs/configuration.md from the code
     Docs,
     /// Install what is missing and start the private RabbitMQ, PostgreSQL and Neo4j
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Task::Test { args } => test(&args),
         Task::Bench(options) => bench::run(&options),
         Task::Soak(options) => soak::run(&options),
+        Task::Compose(options) => compose::run(&options),
         Task::Docs => reference::write(),
         Task::Up => services(&["up"]),
         Task::Down => services(&["down"]),

@@ -161,6 +161,11 @@ fn rules_come_before_the_normalised_form() {
     };
     assert!(message(encode(r#"{"@id":"1","genres":{"genre":["x"]}}"#)).ends_with(r#","id":"1"}"#));
     assert_eq!(encode(r#"{"@id":"2"}"#), Outcome::Skipped);
+    // A hash that came with the record holds for what nothing was taken from.
+    let hash = "ab".repeat(32);
+    let with_hash = |genre: &str| format!(r#"{{"id":"1","sha256":"{hash}","genres":{{"genre":["{genre}"]}}}}"#);
+    assert!(message(encode(&with_hash("y"))).contains(&hash));
+    assert!(!message(encode(&with_hash("x"))).contains(&hash));
 }
 
 #[test]

@@ -1,0 +1,46 @@
+//! The proof that the stack of `docker-compose.yml` works, where there is a Docker engine.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use clap::Args;
+
+use crate::Error;
+use crate::services::cargo;
+
+/// How to run it.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// Run DIR/build first: it makes local images under the official names, where none can be pulled
+    #[arg(long, value_name = "DIR")]
+    standins: Option<PathBuf>,
+}
+
+/// Runs it, or says why not.
+///
+/// # Errors
+/// If something does not work as it should.
+pub fn run(options: &Options) -> Result<(), Error> {
+    if let Some(directory) = &options.standins
+        && !Command::new(directory.join("build")).status()?.success()
+    {
+        return Err("the stand-ins for the images could not be built".into());
+    }
+    for (arguments, what) in
+        [(&["info"][..], "no Docker engine answers"), (&["compose", "version"], "Docker has no Compose")]
+    {
+        if !succeeds(arguments) {
+            println!("skipped: {what} (docker {})", arguments.join(" "));
+            return Ok(());
+        }
+    }
+    let test = ["test", "-p", "integration-tests", "--test", "compose", "--", "--nocapture"];
+    let status = cargo(&test).status()?;
+    status.success().then_some(()).ok_or_else(|| "the stack does not work as it should".into())
+}
+
+fn succeeds(arguments: &[&str]) -> bool {
+    let mut docker = Command::new("docker");
+    docker.args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+    docker.status().is_ok_and(|status| status.success())
+}
