@@ -33,7 +33,7 @@ rejected records, 2 could not start, 3 not finished: run it again to go on";
 
 /// Discogs dumps to RabbitMQ: publishes each record as a message, for graphinator and tableinator to load.
 #[derive(Parser)]
-#[command(name = "extractor", version, after_help = EXIT_CODES)]
+#[command(name = "extractor", version = common::VERSION, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -39,7 +39,7 @@ pub fn describe() {
     describe_gauge!(CONNECTED, Unit::Count, "1 while connected");
     describe_counter!(RECONNECTS, Unit::Count, "Connections made after a file's first");
     describe_gauge!("build_info", Unit::Count, "Always 1; labels say what runs");
-    gauge!("build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    gauge!("build_info", "version" => env!("CARGO_PKG_VERSION"), "commit" => common::COMMIT).set(1.0);
 }
 
 /// What to show on the way.
