@@ -160,11 +160,6 @@ pub async fn extract(shared: &Arc<Shared>, input: Input, progress: Arc<FileProgr
     let outcome = match published {
         Ok(()) => match reader.await.map_err(|e| FileError::Died(e.to_string())).flatten() {
             Ok(end) => finish(shared, &input, &mut publisher, end).await,
-            Err(FileError::Read(e)) => {
-                // Damage is found behind the place where it is: records before it may be wrong already.
-                progress.confirm(Mark::default());
-                Err(FileError::Read(e))
-            }
             Err(e) => Err(e),
         },
         Err(FileError::QueueDeleted(queue)) => {
