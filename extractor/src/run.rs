@@ -49,10 +49,6 @@ pub async fn version(shared: &Arc<Shared>, plan: &Plan, forced: bool) -> std::io
     }
     state.start(version, forced);
     // Also after a crash nobody goes on behind what went with a queue.
-    // Damage is found behind the place where it is: records before it may be wrong already. The next run begins anew.
-    for (file, _) in outcomes.iter().filter(|(_, outcome)| matches!(outcome, Err(FileError::Read(_)))) {
-        state.update(version, file.data_type, |state| state.mark = Mark::default());
-    }
     for (data_type, queue) in forget_what_is_gone(shared, version).await {
         shared.progress.note(&format!(
             "{data_type}: queue {queue} was deleted since it was published to, or is new; beginning anew"
@@ -115,6 +111,10 @@ pub async fn version(shared: &Arc<Shared>, plan: &Plan, forced: bool) -> std::io
 
     let before = state.before(version);
     let mut summary = Summary::new(plan, &state.version(version), before, &outcomes, started.elapsed());
+    // Damage is found behind the place where it is: records before it may be wrong already. The next run begins anew.
+    for (file, _) in outcomes.iter().filter(|(_, outcome)| matches!(outcome, Err(FileError::Read(_)))) {
+        state.update(version, file.data_type, |state| state.mark = Mark::default());
+    }
     for (data_type, queue) in forget_what_is_gone(shared, version).await {
         summary.failures.push(format!("{data_type}: {}", FileError::QueueDeleted(queue)));
     }
