@@ -596,7 +596,7 @@ async fn http_and_log_speak_as_the_contract_says() -> Result<(), Error> {
     assert_eq!(health(&worker)["current_task"], "Processing masters");
     let (code, body) = worker.get("/ready")?;
     assert_eq!((code, parse(&body)?), (200, json!({"ready": true, "reasons": []})));
-    for path in ["/", "/healthz", "/health/", "/api"] {
+    for path in ["/healthz", "/health/", "/api"] {
         assert_eq!(worker.get(path)?.0, 404, "{path}");
     }
     let log = worker.log.clone();
