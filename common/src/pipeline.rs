@@ -63,8 +63,6 @@ struct Subscription<'a, S: Sink> {
     /// Whether one is taking effect. What came after it waits: it must not be written as if it had come before.
     controlling: bool,
     tasks: JoinSet<Done>,
-    /// Batches that may be written at the same time.
-    writers: usize,
     adaptive: Option<Adaptive>,
     /// Ids of the batches that are being written: a batch with one of them waits, so that versions keep their order.
     in_flight: HashSet<String>,
@@ -114,7 +112,6 @@ pub async fn run<S: Sink>(queue: &Queue<S>, topology: &Topology, turn: &Turn, cl
         control: None,
         controlling: false,
         tasks: JoinSet::new(),
-        writers: queue.config.writers,
         adaptive: queue.config.adaptive.map(|bounds| Adaptive::new(bounds, FIRST_SIZE)),
         in_flight: HashSet::new(),
         draining: false,
@@ -266,7 +263,7 @@ impl<S: Sink> Subscription<'_, S> {
     fn dispatch(&mut self) {
         if let Some((batch, _)) = &self.waiting
             && !self.controlling
-            && self.tasks.len() < self.writers
+            && self.tasks.len() < self.writers()
             && !batch.ids().any(|id| self.in_flight.contains(id))
         {
             self.start_waiting();
@@ -336,10 +333,14 @@ impl<S: Sink> Subscription<'_, S> {
         })
     }
 
+    /// Batches that may be written at the same time.
+    fn writers(&self) -> usize {
+        self.adaptive.as_ref().map_or(self.queue.config.writers, Adaptive::writers)
+    }
+
     /// Puts into force what the adaptive mode has come to.
     fn adapt(&mut self) {
         if let Some(adaptive) = &self.adaptive {
-            self.writers = adaptive.writers();
             self.batcher.resize(adaptive.size());
             let data_type = self.queue.data_type.name();
             metrics::gauge!(names::BATCH_LIMIT, "data_type" => data_type).set(adaptive.size() as f64);

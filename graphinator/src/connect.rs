@@ -4,13 +4,26 @@ use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use common::sink::{Class, SinkError};
-use neo4rs::{ConfigBuilder, Graph};
+use neo4rs::{ConfigBuilder, Graph, Query, Txn};
 
 use crate::config::Neo4jConfig;
 use crate::errors::classify;
 
 /// Connections beside those that write: prepare, control, links.
 const SPARE_CONNECTIONS: usize = 6;
+
+/// Whether a statement of a transaction returns anything.
+///
+/// # Errors
+/// The database's.
+pub async fn finds(transaction: &mut Txn, statement: Query) -> Result<bool, neo4rs::Error> {
+    let mut rows = transaction.execute(statement).await?;
+    let mut found = false;
+    while rows.next(&mut *transaction).await?.is_some() {
+        found = true;
+    }
+    Ok(found)
+}
 
 /// Makes pools and keeps the current one.
 pub struct Connector {

@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use tracing::info;
 
 use crate::config::Neo4jConfig;
-use crate::connect::Connector;
+use crate::connect::{Connector, finds};
 use crate::errors::classify;
 use crate::maintenance::{self, Maintenance};
 use crate::prune::{self, Removed};
@@ -72,7 +72,9 @@ impl Neo4jSink {
             return Err(SinkError::new(Class::Conflict, "not_fresh", "a record came into being while it was written"));
         }
         // Last, when this transaction holds the locks of its nodes: whoever claims the queue after this waits for them.
-        if !rest.is_empty() && !is_owner(&mut transaction, claim).await.map_err(|e| self.failed(&e))? {
+        if !rest.is_empty()
+            && !finds(&mut transaction, statements::is_owner(claim)).await.map_err(|e| self.failed(&e))?
+        {
             transaction.rollback().await.map_err(|e| self.failed(&e))?;
             return Err(SinkError::fenced());
         }
@@ -282,15 +284,6 @@ async fn write<'a>(
         phase(data_type, "merge", merge);
     }
     Ok(Written { report, rest, removed, fresh })
-}
-
-async fn is_owner(transaction: &mut Txn, claim: &Claim) -> Result<bool, neo4rs::Error> {
-    let mut rows = transaction.execute(statements::is_owner(claim)).await?;
-    let mut found = false;
-    while rows.next(&mut *transaction).await?.is_some() {
-        found = true;
-    }
-    Ok(found)
 }
 
 fn phase(data_type: DataType, phase: &'static str, since: Instant) {

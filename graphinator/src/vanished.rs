@@ -15,6 +15,7 @@ use neo4rs::{Graph, Query, query};
 use roaring::RoaringBitmap;
 use tracing::{error, info, warn};
 
+use crate::connect::finds;
 use crate::errors::classify;
 use crate::prune::{self, Removed};
 use crate::statements::label;
@@ -243,12 +244,7 @@ async fn strip(
     transaction.run(query(&lock).param("ids", ids.to_vec())).await?;
     // As with a batch: whoever holds the lease by now begins when these nodes are free again.
     let lease = query("MATCH (r:IngestRun {owner: $owner}) RETURN 1 AS mine").param("owner", owner);
-    let mut rows = transaction.execute(lease).await?;
-    let mut mine = false;
-    while rows.next(&mut transaction).await?.is_some() {
-        mine = true;
-    }
-    if !mine {
+    if !finds(&mut transaction, lease).await? {
         transaction.rollback().await?;
         return Ok(false);
     }

@@ -320,19 +320,16 @@ async fn guards_keep_what_a_run_did_not_bring() -> Result<(), Error> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_next_run_brings_meanwhile_stays() -> Result<(), Error> {
     let mut updates = Updates::new("meanwhile").await?;
-    let names = |ids: std::ops::Range<usize>, hash: &str| -> Vec<Vec<u8>> {
-        ids.map(|id| message(&id.to_string(), hash, r#""name":"x""#)).collect()
-    };
-    updates.publish(&Messages { artists: names(1..21, "a"), ..Messages::default() }).await?;
+    let artists = |ids| Messages { artists: many(ids, "a"), ..Messages::default() };
+    updates.publish(&artists(1..=20)).await?;
     let started_at = now();
-    updates.publish(&Messages { artists: names(1..16, "a"), ..Messages::default() }).await?;
+    updates.publish(&artists(1..=15)).await?;
     let mut batch = updates.graph.start_txn().await?;
     batch.run(query("CREATE (:IngestSeen {type: 'artists', at: timestamp(), ids: ['16']})")).await?;
-    let end = Messages { artists: names(1..16, "a"), ..Messages::default() };
-    updates.stage.publish_end(&end, "20260201", &started_at).await?;
+    updates.announce("20260201", &started_at).await?;
     let gate = "(:IngestGate {type: 'artists'})";
     let closed = async || Ok(updates.count(gate).await? == 1);
-    within(Duration::from_secs(60), "closed", closed).await?;
+    within(LONG, "closed", closed).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(updates.count("(:Artist)").await?, 20, "removed beside a batch");
     batch.commit().await?;
@@ -343,17 +340,16 @@ async fn what_the_next_run_brings_meanwhile_stays() -> Result<(), Error> {
 
     // While the gate is closed, a batch waits for whoever has the node, although it has nothing to write.
     updates.run("CREATE (:IngestGate {type: 'artists'})").await?;
-    let mut removal = updates.graph.start_txn().await?;
-    removal.run(query("MATCH (a:Artist {id: '16'}) SET a._v = a._v")).await?;
+    let removal = updates.lock("Artist", "16").await?;
     let committed = |w: &Worker| w.metric("records_committed_total", &[]);
     let before = committed(&updates.worker);
-    updates.stage.publish(DataType::Artists, names(16..17, "a")).await?;
+    updates.stage.publish(DataType::Artists, many(16..=16, "a")).await?;
     updates.published += 1;
     let writing = |w: &Worker| w.metric("in_flight_batches", &["data_type=\"artists\""]) == 1.0;
-    updates.worker.until("writing", Duration::from_secs(60), writing).await?;
+    updates.worker.until("writing", LONG, writing).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(committed(&updates.worker), before, "not waited for");
-    removal.commit().await?;
+    removal.rollback().await?;
     settled(&mut updates.worker, updates.published).await?;
     updates.end().await
 }
@@ -446,16 +442,13 @@ async fn the_next_run_s_records_come_after_the_end_of_this_one() -> Result<(), E
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_run_brought_before_the_end_of_the_one_before_it_stays() -> Result<(), Error> {
     let mut updates = Updates::new("overlap").await?;
-    let names = |ids: std::ops::Range<usize>| -> Messages {
-        let artists = ids.map(|id| message(&id.to_string(), "a", r#""name":"x""#)).collect();
-        Messages { artists, ..Messages::default() }
-    };
+    let artists = |ids| Messages { artists: many(ids, "a"), ..Messages::default() };
     let first = now();
-    updates.publish(&names(1..21)).await?;
+    updates.publish(&artists(1..=20)).await?;
     let second = now();
-    updates.publish(&names(1..6)).await?;
+    updates.publish(&artists(1..=5)).await?;
     updates.complete("20260201", &first).await?;
-    updates.publish(&names(6..21)).await?;
+    updates.publish(&artists(6..=20)).await?;
     updates.complete("20260301", &second).await?;
     assert_eq!(updates.count("(:Artist)").await?, 20);
     updates.end().await

@@ -3,11 +3,9 @@
 use std::time::{Duration, Instant};
 
 use common::DataType;
-use futures_util::StreamExt;
 use integration_tests::stage::{settled, within};
 use integration_tests::{Error, Stage};
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
-use lapin::types::FieldTable;
+use xtask::feed::acknowledge;
 use xtask::process::Worker;
 use xtask::sample::of_type;
 
@@ -130,24 +128,6 @@ async fn the_flush_interval_closes_batches_that_do_not_fill() -> Result<(), Erro
     stage.clean_up().await
 }
 
-/// Takes everything out of a queue and does nothing with it.
-async fn only_acknowledged(stage: &Stage, queue: &str, count: usize) -> Result<Duration, Error> {
-    let channel = &stage.channel;
-    channel.basic_qos(1500, BasicQosOptions::default()).await?;
-    let started = Instant::now();
-    let options = BasicConsumeOptions::default();
-    let mut consumer = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await?;
-    for taken in 1..=count {
-        let delivery = consumer.next().await.ok_or("the consumer ended")??;
-        if taken % 500 == 0 || taken == count {
-            channel.basic_ack(delivery.delivery_tag, BasicAckOptions { multiple: true }).await?;
-        }
-    }
-    let took = started.elapsed();
-    channel.basic_cancel(consumer.tag(), Default::default()).await?;
-    Ok(took)
-}
-
 /// A sustained load, against what the broker alone does in the same run; and what an unchanged record may cost at most.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sustained_load_keeps_up_and_unchanged_records_write_no_rows() -> Result<(), Error> {
@@ -156,7 +136,7 @@ async fn a_sustained_load_keeps_up_and_unchanged_records_write_no_rows() -> Resu
     let queue = stage.topology("tableinator", DataType::Artists).queue;
     let bodies = of_type(4, DataType::Artists, count)?;
     stage.publish(DataType::Artists, &bodies).await?;
-    let broker = only_acknowledged(&stage, &queue, count).await?;
+    let broker = acknowledge(&stage.channel, &queue, count as u64, 500).await?;
     let postgres = stage.postgres().await?;
     let written = async || -> Result<i64, Error> {
         let asked = "SELECT coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del), 0)::bigint FROM pg_stat_user_tables WHERE relname = 'artists'";

@@ -1,9 +1,16 @@
-//! Publishes message bodies as the extractor does: to the type's exchange, persistent, mandatory, confirmed.
+//! Publishes message bodies as the extractor does: to the type's exchange, persistent, mandatory, confirmed. And takes them
+//! out again, for what the broker alone can do.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use extractor::compress::Compression;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use futures_util::StreamExt;
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
+    ConfirmSelectOptions,
+};
+use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
 
 use crate::Error;
@@ -43,6 +50,27 @@ pub async fn publish<B: AsRef<[u8]>>(
         confirmed(confirm, exchange).await?;
     }
     Ok(count)
+}
+
+/// Takes `count` messages out of a queue and does nothing with them but acknowledge as many as `at_a_time` in one frame. Returns how long
+/// that took.
+///
+/// # Errors
+/// The broker's.
+pub async fn acknowledge(channel: &Channel, queue: &str, count: u64, at_a_time: u16) -> Result<Duration, Error> {
+    channel.basic_qos(3 * at_a_time, BasicQosOptions::default()).await?;
+    let started = Instant::now();
+    let options = BasicConsumeOptions::default();
+    let mut consumer = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await?;
+    for taken in 1..=count {
+        let delivery = consumer.next().await.ok_or("the consumer ended")??;
+        if taken % u64::from(at_a_time) == 0 || taken == count {
+            channel.basic_ack(delivery.delivery_tag, BasicAckOptions { multiple: true }).await?;
+        }
+    }
+    let took = started.elapsed();
+    channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
+    Ok(took)
 }
 
 async fn confirmed(confirm: PublisherConfirm, exchange: &str) -> Result<(), Error> {

@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::amqp::declare;
 use common::{DataType, Topology};
-use futures_util::StreamExt;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueuePurgeOptions};
-use lapin::types::FieldTable;
+use lapin::options::QueuePurgeOptions;
 use tokio::time::sleep;
 
 use super::{Options, Spread, cpu, directory, limit};
@@ -139,24 +137,14 @@ impl<'a> Bench<'a> {
     ///
     /// # Errors
     /// The broker's.
-    pub async fn consume(&self, prefetch: u16, ack_every: u64) -> Result<Drained, Error> {
+    pub async fn consume(&self) -> Result<Drained, Error> {
         self.fill().await?;
         let channel = self.services.broker().await?.create_channel().await?;
-        channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
-        let queue = self.topology.queue.as_str();
-        let (before, started) = (cpu::seconds(self.servers[0]), Instant::now());
-        let options = BasicConsumeOptions::default();
-        let mut consumer = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await?;
         let count = self.bodies.len() as u64;
-        for taken in 1..=count {
-            let delivery = consumer.next().await.ok_or("the consumer ended")??;
-            if taken % ack_every == 0 || taken == count {
-                channel.basic_ack(delivery.delivery_tag, BasicAckOptions { multiple: true }).await?;
-            }
-        }
-        let seconds = started.elapsed().as_secs_f64();
+        let before = cpu::seconds(self.servers[0]);
+        let took = feed::acknowledge(&channel, &self.topology.queue, count, 500).await?;
         let broker = (cpu::seconds(self.servers[0]) - before) * 1e6 / count as f64;
-        Ok(Drained { rate: count as f64 / seconds, cost: Cost { broker, ..Cost::default() } })
+        Ok(Drained { rate: count as f64 / took.as_secs_f64(), cost: Cost { broker, ..Cost::default() } })
     }
 
     fn spent(&self, worker: &Worker) -> [f64; 3] {
@@ -180,7 +168,7 @@ pub async fn run(services: &Services, options: &Options, worker: &'static str) -
         let bench = Bench::new(services, worker, data_type, options.scaled(records(worker, data_type))).await?;
         let (mut first, mut unchanged, mut consumed, mut least) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for _ in 0..options.rounds {
-            consumed.push(bench.consume(1500, 500).await?);
+            consumed.push(bench.consume().await?);
             demo::empty(services).await?;
             least.push(limit::database(services, worker, bench.servers[1], data_type, &bench.bodies).await?);
             demo::empty(services).await?;

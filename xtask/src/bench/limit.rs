@@ -135,7 +135,7 @@ async fn compare<'a, P: 'a>(
 ) -> Result<(), Error> {
     let label = graphinator::statements::label(data_type);
     let compare = format!(
-        "UNWIND range(0, size($ids) - 1) AS i MATCH (n:{label} {{id: $ids[i]}}) USING INDEX n:{label}(id) \
+        "UNWIND range(0, size($ids) - 1) AS i MATCH (n:{label} {{id: $ids[i]}}) USING INDEX SEEK n:{label}(id) \
          WHERE n.sha256 = $hashes[i] RETURN count(*) AS same"
     );
     for batch in batches {
