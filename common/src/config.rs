@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use crate::adaptive::Bounds;
 use crate::batch::Limits;
+use crate::data_type::DataType;
+use crate::shares::Weights;
 
 /// Description of one environment variable.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +66,16 @@ pub const COMMON: &[Variable] = &[
         "RABBITMQ_PREFETCH",
         Derived("batch size x (writers + 1)"),
         "unacknowledged messages per queue; raised when smaller than the default, since a batch could then never fill",
+    ),
+    variable(
+        "CONSUMER_PRIORITY",
+        Value("0"),
+        "priority of the consumers at the broker (x-priority): it delivers to those of a higher one first",
+    ),
+    variable(
+        "TYPE_WEIGHTS",
+        Derived("all alike"),
+        "shares of what is written at the same time, e.g. labels=8,masters=4,artists=2: types that are not named have 1",
     ),
     variable(
         "RABBITMQ_CONSUMER_TIMEOUT",
@@ -126,6 +138,10 @@ pub struct Config {
     pub adaptive: Option<Bounds>,
     /// Transactions of all types together: what the database should bear, or the pool has connections for.
     pub transactions: usize,
+    /// Shares of these, if the types are not alike.
+    pub weights: Option<Weights>,
+    /// The consumers' priority at the broker.
+    pub priority: i16,
     /// Unacknowledged messages per queue.
     pub prefetch: u16,
     /// Bytes that a body may have, a packed one when it is unpacked.
@@ -145,6 +161,12 @@ pub struct Config {
 }
 
 impl Config {
+    /// Batches of all types that may be written at the same time. With weights there are only as many as one type alone may have: where
+    /// everybody gets a slot at once, nobody comes first.
+    pub fn slots(&self) -> usize {
+        if self.weights.is_some() { self.transactions.min(self.writers) } else { self.transactions }
+    }
+
     /// The settings with what became of those that follow from others.
     pub fn in_force(&self, mut settings: Vec<Setting>) -> Vec<Setting> {
         for setting in &mut settings {
@@ -436,6 +458,8 @@ pub fn common(env: &mut Env, batch: &BatchVariables, default_port: u16) -> Confi
         writers,
         adaptive,
         transactions: writers * 4, // no bound; a worker that has one sets it
+        weights: weights(env),
+        priority: env.number("CONSUMER_PRIORITY", i16::MIN..=i16::MAX),
         prefetch: prefetch(env, batch, size, writers),
         max_body: env.number("MAX_BODY_BYTES", 1024..=1 << 30),
         write_timeout: seconds(env, "WRITE_TIMEOUT", 1.0..=3600.0),
@@ -501,6 +525,28 @@ fn prefetch(env: &mut Env, batch: &BatchVariables, size: usize, writers: usize) 
         Some(asked) => asked,
         None => needed,
     }
+}
+
+/// Largest weight: enough for "this one first".
+const MAX_WEIGHT: u32 = 1000;
+
+fn weights(env: &mut Env) -> Option<Weights> {
+    let text = env.optional("TYPE_WEIGHTS")?;
+    let mut weights = [1; 4];
+    for part in text.split(',').map(str::trim) {
+        let named = part.split_once('=').and_then(|(name, weight)| {
+            let at = DataType::ALL.iter().position(|t| t.name() == name.trim())?;
+            Some((at, weight.trim().parse().ok().filter(|weight| (1..=MAX_WEIGHT).contains(weight))?))
+        });
+        match named {
+            Some((at, weight)) => weights[at] = weight,
+            None => env.problem(format!(
+                "TYPE_WEIGHTS has {part:?}: give TYPE=WEIGHT for artists, labels, masters or releases, weights from 1 to {MAX_WEIGHT}, \
+                 with commas between"
+            )),
+        }
+    }
+    Some(weights)
 }
 
 fn schema_mode(env: &mut Env) -> SchemaMode {

@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod pipeline;
 pub mod queue;
 pub mod settle;
+pub mod shares;
 pub mod sink;
 pub mod status;
 pub mod turn;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -15,6 +14,7 @@ use crate::data_type::{DataType, Topology};
 use crate::dead_letter::DeadLetters;
 use crate::metrics as names;
 use crate::pipeline;
+use crate::shares::Shares;
 use crate::sink::{Sink, SinkError};
 use crate::status::Status;
 use crate::turn::{Claim, Turn, Turns};
@@ -34,7 +34,7 @@ pub struct Queue<S> {
     /// The database.
     pub sink: Arc<S>,
     /// Who may write at the same time, over all types.
-    pub transactions: Arc<Semaphore>,
+    pub transactions: Arc<Shares>,
     /// Where culprits go.
     pub dead_letters: Arc<DeadLetters>,
     /// The queues that this replica consumes.
@@ -177,7 +177,8 @@ async fn open<S: Sink>(queue: &Queue<S>, topology: &Topology, claim: &Claim) -> 
              until the next orderly end, so that they stay in order"
         );
     }
-    let source = Source::open(&queue.broker, topology, prefetch, queue.config.hold_limit * 2).await;
+    let (priority, consumer_timeout) = (queue.config.priority, queue.config.hold_limit * 2);
+    let source = Source::open(&queue.broker, topology, prefetch, priority, consumer_timeout).await;
     source.map_err(|e| End::Lost(e.to_string()))
 }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -17,6 +16,7 @@ use crate::data_type::DataType;
 use crate::dead_letter::DeadLetters;
 use crate::http::{self, About, Probe};
 use crate::queue::{self, Queue};
+use crate::shares::Shares;
 use crate::sink::Sink;
 use crate::status::Status;
 use crate::turn::Turns;
@@ -109,7 +109,7 @@ async fn pipelines<S: Sink>(config: Config, sink: S, status: &Arc<Status>, stop:
     let broker = Broker::new(config.broker.clone(), status.service);
     let dead_letters = Arc::new(DeadLetters::new(Arc::clone(&broker), status.service));
     let shutdown = CancellationToken::new();
-    let transactions = Arc::new(Semaphore::new(config.transactions));
+    let transactions = Shares::new(config.slots(), config.weights.unwrap_or([1; 4]));
     let turns = Arc::new(Turns::default());
     let mut queues = JoinSet::new();
     for data_type in DataType::ALL {

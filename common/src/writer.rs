@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -18,6 +17,7 @@ use crate::data_type::{DataType, Topology};
 use crate::dead_letter::{DeadLetters, Reason};
 use crate::message::Control;
 use crate::metrics as names;
+use crate::shares::Shares;
 use crate::sink::{Class, Record, Sink, SinkError, WriteReport};
 use crate::status::Status;
 use crate::turn::Claim;
@@ -40,7 +40,7 @@ pub struct Writer<S> {
     /// Shared state.
     pub status: Arc<Status>,
     /// Who may write at the same time, over all types. Waiting for it is no part of an attempt.
-    pub transactions: Arc<Semaphore>,
+    pub transactions: Arc<Shares>,
     /// Set while a fatal error holds a batch: nothing more may be fetched.
     pub fatal: Arc<AtomicBool>,
     /// Longest attempt.
@@ -185,11 +185,11 @@ impl<S: Sink> Writer<S> {
         let newest: Vec<_> = part.iter().filter_map(Versions::newest).collect();
         let mut retry = Retry::new(self, opened);
         loop {
-            let permit = self.transactions.acquire().await;
+            let slot = self.transactions.acquire(self.data_type, part.len()).await;
             let started = Instant::now();
             let written =
                 timeout(self.write_timeout, self.sink.write(self.data_type, &newest, *again, &self.claim)).await;
-            drop(permit);
+            drop(slot);
             match written.unwrap_or_else(|_| Err(SinkError::timeout(self.write_timeout))) {
                 Ok(report) => {
                     self.status.trouble(self.data_type, None);
