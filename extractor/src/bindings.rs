@@ -87,6 +87,7 @@ impl Management {
         for Target { exchange, queues, .. } in targets {
             for queue in queues {
                 match self.bindings(&agent, queue)? {
+                    // One that exists is bound to the default exchange at least.
                     None => problems.push(TargetError::Missing(queue.clone()).to_string()),
                     Some(bindings) if bindings.iter().any(|binding| binding.source == *exchange) => {}
                     Some(_) => problems.push(format!(
@@ -124,7 +125,7 @@ impl Management {
             Ok(mut answer) => {
                 let text = answer.body_mut().with_config().limit(MOST).read_to_string().map_err(|e| e.to_string())?;
                 let bindings = serde_json::from_str(&text);
-                bindings.map(Some).map_err(|_| "it answered with something else: is that its address?".to_owned())
+                bindings.map(not_empty).map_err(|_| "it answered with something else: is that its address?".to_owned())
             }
             Err(ureq::Error::StatusCode(404)) => Ok(None),
             Err(ureq::Error::StatusCode(code @ (401 | 403))) => {
@@ -134,6 +135,11 @@ impl Management {
             Err(e) => Err(e.to_string()),
         }
     }
+}
+
+/// The broker answers for a queue that is not there as for one without bindings.
+fn not_empty(bindings: Vec<Binding>) -> Option<Vec<Binding>> {
+    Some(bindings).filter(|bindings| !bindings.is_empty())
 }
 
 #[cfg(test)]

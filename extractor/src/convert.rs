@@ -106,7 +106,7 @@ fn csv(input: &Input, format: Option<Format>, out: &mut impl Write) -> Result<u6
         Ok(())
     })?;
     let mut rows = csv::Writer::from_writer(out);
-    rows.write_record(&header).map_err(io::Error::from)?;
+    rows.write_record(&header).map_err(of_csv)?;
     let mut bad = 0;
     let told = |text: String| {
         bad += 1;
@@ -116,10 +116,18 @@ fn csv(input: &Input, format: Option<Format>, out: &mut impl Write) -> Result<u6
         let cells =
             header.iter().map(|name| record.get_mut(name).map(|node: &mut Node<'_>| cell(node)).unwrap_or_default());
         let cells: Vec<String> = cells.collect();
-        rows.write_record(&cells).map_err(io::Error::from)
+        rows.write_record(&cells).map_err(of_csv)
     })?;
     rows.flush()?;
     Ok(bad)
+}
+
+/// The error beneath: whether the output is closed must be told.
+fn of_csv(e: csv::Error) -> io::Error {
+    match e.into_kind() {
+        csv::ErrorKind::Io(e) => e,
+        other => io::Error::other(format!("{other:?}")),
+    }
 }
 
 /// Calls `take` with each record, and `bad` with a line about each that is none.

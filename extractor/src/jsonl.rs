@@ -74,8 +74,11 @@ impl<R: Read> JsonlReader<R> {
                 continue;
             }
             let node = std::str::from_utf8(line).map_err(|e| e.to_string()).and_then(parse);
-            // Whatever is wrong in it with more behind it as well is no sign that more was there.
-            let ends_within = || serde_json::from_slice::<IgnoredAny>(line).is_err_and(|e| e.is_eof());
+            // Only if more could mend it; a number that ends with its sign is none yet.
+            let ends_within = || {
+                let is_cut = |text: &[u8]| serde_json::from_slice::<IgnoredAny>(text).is_err_and(|e| e.is_eof());
+                is_cut(line) || is_cut(&[line, b"0"].concat())
+            };
             if node.is_err() && !self.line.ends_with(b"\n") && line.starts_with(b"{") && ends_within() {
                 self.place = begin;
                 return Err(ReadError::Truncated { missing: "the end of its last line".to_owned() });
