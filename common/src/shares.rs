@@ -138,6 +138,7 @@ mod tests {
         let order = served(&shares, &[(DataType::Releases, 40, 100), (DataType::Artists, 40, 100)]).await;
         assert_eq!(count(&order[..25], DataType::Artists), 20, "{order:?}");
         // Records count, not batches.
+        let shares = Shares::new(1, WEIGHTS);
         let order = served(&shares, &[(DataType::Releases, 80, 50), (DataType::Artists, 40, 100)]).await;
         assert_eq!(count(&order[..30], DataType::Artists), 20, "{order:?}");
     }
