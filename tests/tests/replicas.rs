@@ -349,8 +349,8 @@ async fn a_turn_that_is_over_is_not_claimed() -> Result<(), Error> {
     let mut first = stage.spawn_replica("tableinator", 0, &slow)?;
     first.until("about to claim the queue", LONG, |_| way.held() > 0).await?;
     first.signal("STOP")?;
-    let mut second = stage.spawn_replica("tableinator", 1, &[])?;
-    second.ready().await?;
+    let second = stage.spawn_replica("tableinator", 1, &[])?;
+    shared(std::slice::from_ref(&second)).await?;
     first.signal("CONT")?;
     way.freeze(Direction::There, false);
     let told = |w: &Worker| w.log_text().contains("the broker took the turn back");
