@@ -223,8 +223,8 @@ async fn unseen(graph: &Graph, data_type: DataType, seen: &Ids) -> Result<(u64, 
 }
 
 /// Takes back all that these records brought. A record that comes back just now is none that vanished: who brings it has its
-/// node locked, or waits for us. (Notes since `from` may be new.) Returns how many went, which is added to the request `key` in the same transaction; `None`, and
-/// nothing is done, if the lease has another `owner`.
+/// node locked, or waits for us. (Notes since `from` may be new.) Returns how many went, which the request `key` counts in the same
+/// transaction; `None`, and nothing is done, if the lease has another `owner`.
 async fn strip(
     graph: &Graph,
     data_type: DataType,
