@@ -18,6 +18,7 @@ pub mod dead_letter;
 pub mod deadletter;
 pub mod encoding;
 pub mod http;
+pub mod kept;
 pub mod logging;
 pub mod message;
 pub mod metrics;

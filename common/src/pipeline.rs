@@ -28,6 +28,7 @@ use crate::amqp::Source;
 use crate::batch::{Batch, Batcher, Item, Origin, Trigger};
 use crate::data_type::Topology;
 use crate::encoding;
+use crate::kept::Kept;
 use crate::message::{self, Control, Message};
 use crate::metrics as names;
 use crate::queue::{End, Queue};
@@ -35,7 +36,7 @@ use crate::settle::SettleToken;
 use crate::sink::{Record, Sink};
 use crate::turn::{Claim, Turn};
 use crate::watch;
-use crate::writer::{Effort, Interrupted, Writer};
+use crate::writer::{Effort, Interrupted, Unfinished, Writer};
 
 /// For so long a hand-over or a shutdown waits after the subscription. A broker that is told to cancel a consumer while it is just
 /// filling it takes some of these messages back before others, and they come again in another order.
@@ -44,9 +45,9 @@ const FIRST: Duration = Duration::from_secs(1);
 const FIRST_SIZE: usize = 500;
 
 /// What one of the tasks beside the loop did.
-enum Done {
-    Batch { ids: HashSet<String>, full: bool, outcome: Result<Effort, Interrupted> },
-    Control(Control, SettleToken, Result<(), Interrupted>),
+enum Done<P> {
+    Batch { ids: HashSet<String>, full: bool, outcome: Result<Effort, Unfinished<P>> },
+    Control(Control, SettleToken, Result<(), Unfinished<P>>),
 }
 
 /// One subscription: the state that lives and dies with a channel.
@@ -62,7 +63,9 @@ struct Subscription<'a, S: Sink> {
     control: Option<(Control, SettleToken, Instant)>,
     /// Whether one is taking effect. What came after it waits: it must not be written as if it had come before.
     controlling: bool,
-    tasks: JoinSet<Done>,
+    tasks: JoinSet<Done<S::Payload>>,
+    /// What could not be done for so long that everything goes back.
+    kept: Option<Kept<S::Payload>>,
     adaptive: Option<Adaptive>,
     /// Ids of the batches that are being written: a batch with one of them waits, so that versions keep their order.
     in_flight: HashSet<String>,
@@ -86,8 +89,14 @@ async fn at(deadline: Option<Instant>) {
     }
 }
 
-/// Runs the pipeline of one subscription to its end.
-pub async fn run<S: Sink>(queue: &Queue<S>, topology: &Topology, turn: &Turn, claim: Claim, source: Source) -> End {
+/// Runs the pipeline of one subscription to its end. Returns also what must work before the next one begins, if anything.
+pub async fn run<S: Sink>(
+    queue: &Queue<S>,
+    topology: &Topology,
+    turn: &Turn,
+    claim: Claim,
+    source: Source,
+) -> (End, Option<Kept<S::Payload>>) {
     let cancel = CancellationToken::new();
     let writer = Writer {
         sink: Arc::clone(&queue.sink),
@@ -112,6 +121,7 @@ pub async fn run<S: Sink>(queue: &Queue<S>, topology: &Topology, turn: &Turn, cl
         control: None,
         controlling: false,
         tasks: JoinSet::new(),
+        kept: None,
         adaptive: queue.config.adaptive.map(|bounds| Adaptive::new(bounds, FIRST_SIZE)),
         in_flight: HashSet::new(),
         draining: false,
@@ -124,8 +134,9 @@ pub async fn run<S: Sink>(queue: &Queue<S>, topology: &Topology, turn: &Turn, cl
     subscription.adapt();
     let end = subscription.run().await;
     cancel.cancel();
+    let kept = subscription.kept.take();
     subscription.finish(&end).await;
-    end
+    (end, kept)
 }
 
 impl<S: Sink> Subscription<'_, S> {
@@ -301,7 +312,7 @@ impl<S: Sink> Subscription<'_, S> {
     }
 
     /// Takes note of a finished task and acknowledges what may be acknowledged.
-    async fn settle(&mut self, done: Result<Done, tokio::task::JoinError>) -> Result<(), End> {
+    async fn settle(&mut self, done: Result<Done<S::Payload>, tokio::task::JoinError>) -> Result<(), End> {
         let outcome = match done {
             Ok(Done::Batch { ids, full, outcome }) => {
                 ids.iter().for_each(|id| {
@@ -326,8 +337,11 @@ impl<S: Sink> Subscription<'_, S> {
         };
         self.ack().await?;
         self.gauges();
-        outcome.map_err(|interrupted| match interrupted {
-            Interrupted::HeldTooLong(error) => End::Paused(error),
+        outcome.map_err(|Unfinished { why, kept }| match why {
+            Interrupted::HeldTooLong(error) => {
+                self.kept = kept;
+                End::Paused(error)
+            }
             Interrupted::Fenced(error) => End::Lost(error.message),
             Interrupted::Cancelled => End::Lost("cancelled".to_owned()),
         })

@@ -12,6 +12,7 @@ use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::data_type::{DataType, Topology};
 use crate::dead_letter::DeadLetters;
+use crate::kept::Kept;
 use crate::metrics as names;
 use crate::pipeline;
 use crate::shares::Shares;
@@ -19,6 +20,7 @@ use crate::sink::{Sink, SinkError};
 use crate::status::Status;
 use crate::turn::{Claim, Turn, Turns};
 use crate::watch::{LOOK, STALLED};
+use crate::writer::count_failure;
 
 /// How long a replica that handed a queue over leaves it to the others.
 const HAND_OVER: Duration = Duration::from_secs(4);
@@ -60,10 +62,14 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
     let data_type = queue.data_type;
     let topology = Topology::new(&queue.config.broker.prefix, queue.status.service, data_type);
     let mut backoff = Backoff::outage();
-    // Each pause that hands messages back uses up one of their deliveries, so pauses without progress grow, to a quarter of an hour.
+    // What could not be written. Until it can, nothing is fetched.
+    let mut kept = None;
+    let mut rehearsals = rehearsal();
+    // Each time that messages go back uses up one of their deliveries, so these pauses grow to a quarter of an hour. They do so only
+    // if rehearsals are no use.
     let mut pauses = Backoff::new(Duration::from_secs(2), Duration::from_secs(900));
     while !queue.shutdown.is_cancelled() {
-        let end = match until_shutdown(&queue, subscribe(&queue, &topology)).await {
+        let end = match until_shutdown(&queue, subscribe(&queue, &topology, &mut kept)).await {
             None => return,
             Some(Err(end)) => end,
             Some(Ok((turn, claim, source))) => {
@@ -76,7 +82,9 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
                 queue.status.trouble(data_type, None);
                 queue.status.consuming(data_type, true);
                 let (subscribed, before) = (Instant::now(), queue.status.total_committed(data_type));
-                let end = pipeline::run(&queue, &topology, &turn, claim, source).await;
+                let end;
+                (end, kept) = pipeline::run(&queue, &topology, &turn, claim, source).await;
+                rehearsals = rehearsal();
                 queue.status.consuming(data_type, false);
                 let handed_over = turn.hand_over.is_cancelled();
                 turn.end().await;
@@ -123,14 +131,28 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
             }
         };
         queue.status.trouble(data_type, Some(trouble));
-        until_shutdown(&queue, sleep(backoff.pause())).await;
+        let pause = if kept.is_some() { rehearsals.pause() } else { backoff.pause() };
+        until_shutdown(&queue, sleep(pause)).await;
     }
+}
+
+/// Pauses between rehearsals, 0.12 s to a minute: what PostgreSQL rolls back takes room until the next vacuum.
+fn rehearsal() -> Backoff {
+    Backoff::new(Duration::from_millis(250), Duration::from_secs(60))
 }
 
 /// Makes sure that the database takes records, waits for this replica's turn, and subscribes. In this order: who can't
 /// write takes no turn from others, and a replica on standby is able to go on.
-async fn subscribe<S: Sink>(queue: &Queue<S>, topology: &Topology) -> Result<(Turn, Claim, Source), End> {
+async fn subscribe<S: Sink>(
+    queue: &Queue<S>,
+    topology: &Topology,
+    kept: &mut Option<Kept<S::Payload>>,
+) -> Result<(Turn, Claim, Source), End> {
     prepare(queue).await.map_err(End::Paused)?;
+    if let Some(work) = kept {
+        rehearse(queue, work).await.map_err(End::Paused)?;
+        *kept = None;
+    }
     let waiting = || {
         queue.status.trouble(queue.data_type, None);
         queue.status.standby(queue.data_type);
@@ -160,6 +182,21 @@ async fn prepare<S: Sink>(queue: &Queue<S>) -> Result<(), SinkError> {
     queue.status.database(alive.is_ok());
     alive?;
     queue.sink.prepare(queue.data_type).await
+}
+
+/// Tries what could not be written.
+async fn rehearse<S: Sink>(queue: &Queue<S>, work: &Kept<S::Payload>) -> Result<(), SinkError> {
+    let data_type = queue.data_type;
+    let limit = queue.config.write_timeout;
+    let permit = queue.transactions.acquire().await;
+    let tried = timeout(limit, work.rehearse(&*queue.sink, data_type)).await;
+    drop(permit);
+    let tried = tried.unwrap_or_else(|_| Err(SinkError::timeout(limit)));
+    match &tried {
+        Ok(()) => info!(data_type = data_type.name(), "▶️ Rehearsed what could not be written, consuming again"),
+        Err(error) => count_failure(data_type, error),
+    }
+    tried
 }
 
 /// Takes the right to write in the database before anything is fetched. What earlier owners left behind must fit into the prefetch: if this

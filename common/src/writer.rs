@@ -15,6 +15,7 @@ use crate::backoff::Backoff;
 use crate::batch::{Batch, Item, Origin};
 use crate::data_type::{DataType, Topology};
 use crate::dead_letter::{DeadLetters, Reason};
+use crate::kept::Kept;
 use crate::message::Control;
 use crate::metrics as names;
 use crate::shares::Shares;
@@ -89,6 +90,28 @@ pub enum Interrupted {
     Cancelled,
 }
 
+impl Interrupted {
+    /// With what could not be done.
+    fn keeping<P>(self, kept: Kept<P>) -> Unfinished<P> {
+        Unfinished { why: self, kept: Some(kept) }
+    }
+}
+
+/// Work that was interrupted.
+#[derive(Debug)]
+pub struct Unfinished<P> {
+    /// Why.
+    pub why: Interrupted,
+    /// What could not be done; `None` if it was not tried, or cannot be tried alone.
+    pub kept: Option<Kept<P>>,
+}
+
+impl<P> From<Interrupted> for Unfinished<P> {
+    fn from(why: Interrupted) -> Self {
+        Unfinished { why, kept: None }
+    }
+}
+
 /// The versions of one record in a batch, oldest first. Only the last is written; the others share its fate.
 struct Versions<P>(Vec<(Record<P>, Origin)>);
 
@@ -102,8 +125,8 @@ impl<S: Sink> Writer<S> {
     /// Writes a batch. On return every delivery in it is settled, or undecided because of the error.
     ///
     /// # Errors
-    /// [`Interrupted`].
-    pub async fn write(&self, batch: Batch<S::Payload>) -> Result<Effort, Interrupted> {
+    /// [`Unfinished`].
+    pub async fn write(&self, batch: Batch<S::Payload>) -> Result<Effort, Unfinished<S::Payload>> {
         let mut effort = Effort::default();
         let started = Instant::now();
         let size = batch.items.len();
@@ -137,14 +160,21 @@ impl<S: Sink> Writer<S> {
         records: Vec<Versions<S::Payload>>,
         opened: Instant,
         effort: &mut Effort,
-    ) -> Result<(), Interrupted> {
+    ) -> Result<(), Unfinished<S::Payload>> {
         let mut again = records.iter().flat_map(|v| &v.0).any(|(_, origin)| origin.redelivered);
         let mut parts = vec![records];
         while let Some(mut part) = parts.pop() {
             if self.cancel.is_cancelled() {
-                return Err(Interrupted::Cancelled);
+                return Err(Interrupted::Cancelled.into());
             }
-            match self.attempts(&part, &mut again, opened, effort).await? {
+            let tried = match self.attempts(&part, &mut again, opened, effort).await {
+                Ok(tried) => tried,
+                Err(why) => {
+                    let newest = part.into_iter().filter_map(|mut versions| versions.0.pop());
+                    return Err(why.keeping(Kept::Records(newest.map(|(record, _)| record).collect())));
+                }
+            };
+            match tried {
                 Ok(report) => self.committed(part, report),
                 Err(poison) if part.len() > 1 => {
                     metrics::counter!(names::BISECTIONS, "data_type" => self.data_type.name()).increment(1);
@@ -233,10 +263,10 @@ impl<S: Sink> Writer<S> {
         self.status.committed(self.data_type, deliveries);
     }
 
-    async fn note_dead_letter(&self, since: Instant) -> Result<(), Interrupted> {
+    async fn note_dead_letter(&self, since: Instant) -> Result<(), Unfinished<S::Payload>> {
         let mut retry = Retry::new(self, since);
         while let Err(error) = self.bounded(self.sink.note_dead_letter(self.data_type)).await {
-            retry.after(error).await?;
+            retry.after(error).await.map_err(|why| why.keeping(Kept::DeadLetter))?;
         }
         Ok(())
     }
@@ -247,7 +277,7 @@ impl<S: Sink> Writer<S> {
         origin: Origin,
         reason: Reason,
         since: Instant,
-    ) -> Result<(), Interrupted> {
+    ) -> Result<(), Unfinished<S::Payload>> {
         self.note_dead_letter(since).await?;
         let mut retry = Retry::new(self, since);
         while let Err(error) = self.dead_letters.publish(&self.topology, body, &origin, &reason).await {
@@ -273,11 +303,11 @@ impl<S: Sink> Writer<S> {
     /// Lets a control message take effect that came at `received`. Every earlier delivery of this channel must be settled.
     ///
     /// # Errors
-    /// [`Interrupted`]; the control message comes back then.
-    pub async fn control(&self, control: &Control, received: Instant) -> Result<(), Interrupted> {
+    /// [`Unfinished`]; the control message comes back then.
+    pub async fn control(&self, control: &Control, received: Instant) -> Result<(), Unfinished<S::Payload>> {
         let mut retry = Retry::new(self, received);
         while let Err(error) = self.bounded(self.sink.control(self.data_type, control)).await {
-            retry.after(error).await?;
+            retry.after(error).await.map_err(|why| why.keeping(Kept::Control(control.clone())))?;
         }
         self.status.trouble(self.data_type, None);
         Ok(())
@@ -304,12 +334,7 @@ impl<'a, S: Sink> Retry<'a, S> {
     /// Waits as the error's class demands, or says why waiting makes no sense.
     async fn after(&mut self, error: SinkError) -> Result<(), Interrupted> {
         let data_type = self.writer.data_type.name();
-        let labels = [
-            ("data_type", data_type.to_owned()),
-            ("class", error.class.name().to_owned()),
-            ("code", error.code.clone()),
-        ];
-        metrics::counter!(names::RETRIES, &labels).increment(1);
+        count_failure(self.writer.data_type, &error);
         if error.is_fenced() {
             return Err(Interrupted::Fenced(error));
         }
@@ -354,6 +379,16 @@ impl<'a, S: Sink> Retry<'a, S> {
             () = sleep(pause) => Ok(()),
         }
     }
+}
+
+/// Counts a failed attempt.
+pub fn count_failure(data_type: DataType, error: &SinkError) {
+    let labels = [
+        ("data_type", data_type.name().to_owned()),
+        ("class", error.class.name().to_owned()),
+        ("code", error.code.clone()),
+    ];
+    metrics::counter!(names::RETRIES, &labels).increment(1);
 }
 
 type Rejected = (Reason, Vec<u8>, Origin);
