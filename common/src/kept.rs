@@ -17,6 +17,11 @@ pub enum Kept<P> {
 }
 
 impl<P> Kept<P> {
+    /// Number of its records.
+    pub fn len(&self) -> usize {
+        if let Kept::Records(records) = self { records.len() } else { 0 }
+    }
+
     /// Tries it. Records are not committed; the others may be repeated, so they are done.
     ///
     /// # Errors

@@ -188,9 +188,9 @@ async fn prepare<S: Sink>(queue: &Queue<S>) -> Result<(), SinkError> {
 async fn rehearse<S: Sink>(queue: &Queue<S>, work: &Kept<S::Payload>) -> Result<(), SinkError> {
     let data_type = queue.data_type;
     let limit = queue.config.write_timeout;
-    let permit = queue.transactions.acquire().await;
+    let slot = queue.transactions.acquire(data_type, work.len()).await;
     let tried = timeout(limit, work.rehearse(&*queue.sink, data_type)).await;
-    drop(permit);
+    drop(slot);
     let tried = tried.unwrap_or_else(|_| Err(SinkError::timeout(limit)));
     match &tried {
         Ok(()) => info!(data_type = data_type.name(), "▶️ Rehearsed what could not be written, consuming again"),
