@@ -56,13 +56,12 @@ pub fn text() -> String {
 }
 
 fn row(v: &Variable) -> String {
-    let star = if v.secret { "*" } else { "" };
     let default = match v.default {
         DefaultValue::Required => "required".to_owned(),
         DefaultValue::Value(value) => format!("`{value}`"),
         DefaultValue::Derived(text) => text.to_owned(),
     };
-    format!("| `{}`{star} | {default} | {} |\n", v.name, v.help)
+    format!("| `{}`{} | {default} | {} |\n", v.name, v.mark(), v.help)
 }
 
 /// Writes the document.
