@@ -21,7 +21,7 @@ use lapin::message::Delivery;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{debug, info};
 
 use crate::adaptive::{Adaptive, Observed};
 use crate::amqp::Source;
@@ -32,8 +32,10 @@ use crate::kept::Kept;
 use crate::message::{self, Control, Message};
 use crate::metrics as names;
 use crate::queue::{End, Queue};
+use crate::rate::Pace;
 use crate::settle::SettleToken;
 use crate::sink::{Record, Sink};
+use crate::tuning::{Tuned, Tuning};
 use crate::turn::{Claim, Turn};
 use crate::watch;
 use crate::writer::{Effort, Interrupted, Unfinished, Writer};
@@ -56,6 +58,8 @@ struct Subscription<'a, S: Sink> {
     turn: &'a Turn,
     source: Source,
     writer: Writer<S>,
+    tuned: Tuned,
+    pace: Pace,
     batcher: Batcher<S::Payload>,
     /// The closed batch that waits for a writer.
     waiting: Option<(Batch<S::Payload>, Instant)>,
@@ -69,7 +73,8 @@ struct Subscription<'a, S: Sink> {
     adaptive: Option<Adaptive>,
     /// Ids of the batches that are being written: a batch with one of them waits, so that versions keep their order.
     in_flight: HashSet<String>,
-    /// Nothing more is fetched, and the end is when everything that was is settled: a shutdown, a hand-over, or a fatal error.
+    /// Nothing more is fetched, and the end is when everything that was is settled: a shutdown, a hand-over, another prefetch, or a
+    /// fatal error.
     draining: bool,
     /// All that was fetched is read, or there is no time left to.
     exhausted: bool,
@@ -95,8 +100,10 @@ pub async fn run<S: Sink>(
     topology: &Topology,
     turn: &Turn,
     claim: Claim,
+    tuned: Tuned,
     source: Source,
 ) -> (End, Option<Kept<S::Payload>>) {
+    let tuning = tuned.now;
     let cancel = CancellationToken::new();
     let writer = Writer {
         sink: Arc::clone(&queue.sink),
@@ -116,13 +123,15 @@ pub async fn run<S: Sink>(
         turn,
         source,
         writer,
-        batcher: Batcher::new(queue.config.limits),
+        tuned,
+        pace: Pace::new(Arc::clone(&queue.rate), queue.data_type, tuning.rate_limit),
+        batcher: Batcher::new(tuning.limits),
         waiting: None,
         control: None,
         controlling: false,
         tasks: JoinSet::new(),
         kept: None,
-        adaptive: queue.config.adaptive.map(|bounds| Adaptive::new(bounds, FIRST_SIZE)),
+        adaptive: tuning.adaptive.map(|bounds| Adaptive::new(bounds, FIRST_SIZE)),
         in_flight: HashSet::new(),
         draining: false,
         exhausted: false,
@@ -155,12 +164,17 @@ impl<S: Sink> Subscription<'_, S> {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         depth.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            if let Some(tuning) = self.tuned.news() {
+                self.tune(tuning);
+            }
             self.dispatch();
             if self.exhausted && self.is_idle() {
                 return End::Drained;
             }
             let stopping = shutdown.is_cancelled() && !self.draining;
             let reading = !self.exhausted && !stopping && self.waiting.is_none() && self.control.is_none();
+            // A shutdown does not wait for it.
+            let held = if reading && self.read_until.is_none() { self.pace.wait() } else { None };
             let deadline = self.batcher.deadline().filter(|_| self.waiting.is_none());
             if let Some(deadline) = deadline.filter(|deadline| *deadline != flush.deadline()) {
                 flush.as_mut().reset(deadline);
@@ -180,7 +194,8 @@ impl<S: Sink> Subscription<'_, S> {
                 }
                 _ = look.tick() => self.look().await,
                 _ = depth.tick(), if !self.draining => self.depth().await,
-                delivery = self.source.next(), if reading => self.receive(delivery),
+                () = at(held), if held.is_some() => Ok(()),
+                delivery = self.source.next(), if reading && held.is_none() => self.receive(delivery),
             };
             if let Err(end) = turn {
                 return end;
@@ -205,6 +220,7 @@ impl<S: Sink> Subscription<'_, S> {
         };
         let now = Instant::now();
         self.last_delivery = now;
+        self.pace.took();
         let data_type = self.queue.data_type;
         metrics::counter!(names::RECEIVED, "data_type" => data_type.name()).increment(1);
         metrics::counter!(names::RECEIVED_BYTES, "data_type" => data_type.name()).increment(delivery.data.len() as u64);
@@ -266,6 +282,13 @@ impl<S: Sink> Subscription<'_, S> {
         metrics::histogram!(names::BATCH_RECORDS, "data_type" => data_type).record(batch.items.len() as f64);
         metrics::histogram!(names::BATCH_BYTES, "data_type" => data_type).record(batch.bytes as f64);
         metrics::histogram!(names::BATCH_WAIT, "data_type" => data_type).record(batch.opened.elapsed().as_secs_f64());
+        debug!(
+            data_type,
+            batch_size = batch.items.len(),
+            batch_bytes = batch.bytes,
+            trigger = batch.trigger.name(),
+            "📦 Batch closed"
+        );
         debug_assert!(self.waiting.is_none(), "nothing is read while a batch waits");
         self.waiting = Some((batch, Instant::now()));
     }
@@ -349,17 +372,28 @@ impl<S: Sink> Subscription<'_, S> {
 
     /// Batches that may be written at the same time.
     fn writers(&self) -> usize {
-        self.adaptive.as_ref().map_or(self.queue.config.writers, Adaptive::writers)
+        self.adaptive.as_ref().map_or(self.tuned.now.writers, Adaptive::writers)
     }
 
-    /// Puts into force what the adaptive mode has come to.
+    /// Takes up other settings, but for the prefetch: see [`Self::look`].
+    fn tune(&mut self, tuning: Tuning) {
+        self.pace.set(tuning.rate_limit);
+        self.batcher.set(tuning.limits);
+        if let (Some(adaptive), Some(bounds)) = (&mut self.adaptive, tuning.adaptive) {
+            adaptive.bound(bounds);
+        }
+        self.tuned.now = tuning;
+        self.adapt();
+    }
+
+    /// Puts into force what the adaptive mode has come to, and shows what is in force.
     fn adapt(&mut self) {
         if let Some(adaptive) = &self.adaptive {
             self.batcher.resize(adaptive.size());
-            let data_type = self.queue.data_type.name();
-            metrics::gauge!(names::BATCH_LIMIT, "data_type" => data_type).set(adaptive.size() as f64);
-            metrics::gauge!(names::CONCURRENCY, "data_type" => data_type).set(adaptive.writers() as f64);
         }
+        let data_type = self.queue.data_type.name();
+        metrics::gauge!(names::BATCH_LIMIT, "data_type" => data_type).set(self.batcher.size() as f64);
+        metrics::gauge!(names::CONCURRENCY, "data_type" => data_type).set(self.writers() as f64);
     }
 
     fn control_done(&self, control: &Control) {
@@ -390,6 +424,7 @@ impl<S: Sink> Subscription<'_, S> {
         let data_type = self.queue.data_type.name();
         match self.source.ack(frame).await {
             Ok(()) => {
+                debug!(data_type, delivery_tag = frame.tag, count = frame.count, "📮 Acknowledged");
                 metrics::counter!(names::ACK_FRAMES, "data_type" => data_type).increment(1);
                 Ok(())
             }
@@ -420,6 +455,17 @@ impl<S: Sink> Subscription<'_, S> {
             return Err(End::Lost("undecided deliveries must go back".to_owned()));
         }
         if self.writer.fatal.load(Ordering::Relaxed) && !self.draining {
+            self.drain().await?;
+        }
+        // The broker takes up another prefetch only for a new consumer, and the claim has to say it before that one fetches anything.
+        if self.tuned.now.prefetch != self.writer.claim.prefetch && !self.draining && self.subscribed.elapsed() > FIRST
+        {
+            info!(
+                data_type = self.queue.data_type.name(),
+                from = self.writer.claim.prefetch,
+                to = self.tuned.now.prefetch,
+                "🎛️ Another prefetch: finishing what was fetched, then consuming again"
+            );
             self.drain().await?;
         }
         if !self.turn.is_held() {

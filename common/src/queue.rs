@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -15,9 +16,11 @@ use crate::dead_letter::DeadLetters;
 use crate::kept::Kept;
 use crate::metrics as names;
 use crate::pipeline;
+use crate::rate::RateLimit;
 use crate::shares::Shares;
 use crate::sink::{Sink, SinkError};
 use crate::status::Status;
+use crate::tuning::{InForce, Tuned};
 use crate::turn::{Claim, Turn, Turns};
 use crate::watch::{LOOK, STALLED};
 use crate::writer::count_failure;
@@ -37,6 +40,10 @@ pub struct Queue<S> {
     pub sink: Arc<S>,
     /// Who may write at the same time, over all types.
     pub transactions: Arc<Shares>,
+    /// What can change while it runs.
+    pub tuning: watch::Receiver<InForce>,
+    /// How fast all types together may read.
+    pub rate: Arc<RateLimit>,
     /// Where culprits go.
     pub dead_letters: Arc<DeadLetters>,
     /// The queues that this replica consumes.
@@ -49,7 +56,7 @@ pub struct Queue<S> {
 
 /// How a subscription ended.
 pub enum End {
-    /// Everything that was read is settled: the shutdown asked for it, or a fatal error did and is repaired.
+    /// Everything that was read is settled: the shutdown asked for it, or another prefetch, or a fatal error did and is repaired.
     Drained,
     /// The consumer, the channel or the connection is gone, or should be.
     Lost(String),
@@ -72,18 +79,18 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
         let end = match until_shutdown(&queue, subscribe(&queue, &topology, &mut kept)).await {
             None => return,
             Some(Err(end)) => end,
-            Some(Ok((turn, claim, source))) => {
+            Some(Ok((turn, claim, tuned, source))) => {
                 info!(
                     data_type = data_type.name(),
                     queue = topology.queue,
-                    prefetch_count = queue.config.prefetch,
+                    prefetch_count = claim.prefetch,
                     "👂 Consuming"
                 );
                 queue.status.trouble(data_type, None);
                 queue.status.consuming(data_type, true);
                 let (subscribed, before) = (Instant::now(), queue.status.total_committed(data_type));
                 let end;
-                (end, kept) = pipeline::run(&queue, &topology, &turn, claim, source).await;
+                (end, kept) = pipeline::run(&queue, &topology, &turn, claim, tuned, source).await;
                 rehearsals = rehearsal();
                 queue.status.consuming(data_type, false);
                 let handed_over = turn.hand_over.is_cancelled();
@@ -147,7 +154,7 @@ async fn subscribe<S: Sink>(
     queue: &Queue<S>,
     topology: &Topology,
     kept: &mut Option<Kept<S::Payload>>,
-) -> Result<(Turn, Claim, Source), End> {
+) -> Result<(Turn, Claim, Tuned, Source), End> {
     prepare(queue).await.map_err(End::Paused)?;
     if let Some(work) = kept {
         rehearse(queue, work).await.map_err(End::Paused)?;
@@ -160,13 +167,14 @@ async fn subscribe<S: Sink>(
     let turn = Turn::wait(&queue.broker, topology, queue.data_type, &queue.turns, waiting).await;
     let turn = turn.map_err(|e| End::Lost(e.to_string()))?;
     queue.status.consuming(queue.data_type, false); // and not on standby any more
-    let claim = Claim::new(&topology.queue, queue.config.prefetch);
+    let tuned = Tuned::new(queue.tuning.clone());
+    let claim = Claim::new(&topology.queue, tuned.now.prefetch);
     let lost = || End::Lost("the broker took the turn back".to_owned());
     // Right before the claim, which would stop whoever has the turn by now.
     let source = if turn.is_granted().await { open(queue, topology, &claim).await } else { Err(lost()) };
     match source {
         Ok(_) if !turn.is_held() => Err(lost()),
-        Ok(source) => Ok((turn, claim, source)),
+        Ok(source) => Ok((turn, claim, tuned, source)),
         Err(end) => {
             turn.end().await;
             Err(end)

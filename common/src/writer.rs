@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::amqp::DELIVERY_LIMIT;
 use crate::backoff::Backoff;
@@ -344,6 +344,12 @@ impl<'a, S: Sink> Retry<'a, S> {
         let pause = match error.class {
             Class::Conflict => {
                 metrics::counter!(names::DEADLOCKS, "data_type" => data_type).increment(1);
+                debug!(
+                    data_type,
+                    code = error.code,
+                    error = error.message,
+                    "🔁 Lost against another transaction, trying again"
+                );
                 self.conflict.pause()
             }
             Class::Transient | Class::TooLarge => {
