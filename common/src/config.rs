@@ -96,7 +96,7 @@ pub const COMMON: &[Variable] = &[
     variable(
         "TYPE_WEIGHTS",
         Derived("all alike"),
-        "shares of what is written at the same time, e.g. labels=8,masters=4,artists=2: types that are not named have 1",
+        "shares in writing, e.g. labels=8,masters=4,artists=2; who is not named has 1. Then writers - 1 batches are written at the same time",
     ),
     variable(
         "RABBITMQ_CONSUMER_TIMEOUT",
@@ -195,10 +195,13 @@ pub struct Config {
 }
 
 impl Config {
-    /// Batches of all types that may be written at the same time. With weights there are only as many as one type alone may have: where
-    /// everybody gets a slot at once, nobody comes first.
+    /// Batches of all types that may be written at the same time. With weights there is one less than a type alone may have: whoever
+    /// comes first must have a batch that waits when a slot becomes free, or the slot goes to another.
     pub fn slots(&self) -> usize {
-        if self.weights.is_some() { self.transactions.min(self.tuning.writers) } else { self.transactions }
+        match self.weights {
+            Some(_) => self.transactions.min(self.tuning.writers.saturating_sub(1)).max(1),
+            None => self.transactions,
+        }
     }
 
     /// The settings with what became of those that follow from others.
@@ -533,7 +536,7 @@ pub fn common(env: &mut Env, batch: &BatchVariables, default_port: u16) -> Confi
     Config {
         tuning,
         transactions: tuning.writers * 4, // no bound; a worker that has one sets it
-        weights: weights(env),
+        weights: weights(env, tuning.writers),
         priority: env.number("CONSUMER_PRIORITY", i16::MIN..=i16::MAX),
         max_body: env.number("MAX_BODY_BYTES", 1024..=1 << 30),
         write_timeout: seconds(env, "WRITE_TIMEOUT", 1.0..=3600.0),
@@ -623,7 +626,7 @@ fn prefetch(env: &mut Env, batch: &BatchVariables, size: usize, writers: usize) 
 /// Largest weight: enough for "this one first".
 const MAX_WEIGHT: u32 = 1000;
 
-fn weights(env: &mut Env) -> Option<Weights> {
+fn weights(env: &mut Env, writers: usize) -> Option<Weights> {
     let text = env.optional("TYPE_WEIGHTS")?;
     let mut weights = [1; 4];
     for part in text.split(',').map(str::trim) {
@@ -638,6 +641,9 @@ fn weights(env: &mut Env) -> Option<Weights> {
                  with commas between"
             )),
         }
+    }
+    if writers == 1 {
+        env.note("TYPE_WEIGHTS has hardly any effect with one writer: give two or more");
     }
     Some(weights)
 }

@@ -1156,6 +1156,48 @@ async fn assert_consumers(stage: &Stage, worker: &str, prefetch: u64) -> Result<
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_type_of_the_largest_weight_is_written_first() -> Result<(), Error> {
+    const EACH: usize = 4000;
+    let stage = Stage::new("weights").await?;
+    let settings = [
+        ("TYPE_WEIGHTS", "masters=1000"),
+        ("CONSUMER_PRIORITY", "7"),
+        ("POSTGRES_BATCH_SIZE", "20"),
+        ("RABBITMQ_PREFETCH", "1000"),
+    ];
+    let mut worker = stage.start("tableinator", &settings).await?;
+    // Both wait for the database before either begins.
+    let client = stage.postgres().await?;
+    client.batch_execute("BEGIN; LOCK TABLE labels, masters IN ACCESS EXCLUSIVE MODE").await?;
+    for data_type in [DataType::Labels, DataType::Masters] {
+        let bodies = (0..EACH).map(|i| {
+            let hash = format!("{i:064x}");
+            json!({"id": i.to_string(), "name": "N", "title": "T", "sha256": hash}).to_string()
+        });
+        stage.publish(data_type, bodies).await?;
+    }
+    let count = |w: &Worker, name: &str, t: &str| w.metric(name, &[&format!("data_type=\"{t}\"")]) as usize;
+    let waiting = |w: &Worker| ["labels", "masters"].iter().all(|t| count(w, "records_received_total", t) >= 60);
+    worker.until("waiting with both types", PATIENCE, waiting).await?;
+    client.batch_execute("COMMIT").await?;
+    let committed = |w: &Worker, t: &str| count(w, "records_committed_total", t);
+    // Labels are read between the two looks, so it may be a few more than when the masters were done.
+    let labels = std::sync::Mutex::new(0);
+    let first = |w: &Worker| {
+        let masters = committed(w, "masters");
+        *labels.lock().unwrap() = committed(w, "labels");
+        masters == EACH
+    };
+    worker.until("done with the masters", PATIENCE, first).await?;
+    let labels = labels.into_inner().unwrap();
+    assert!(labels < EACH / 2, "{labels} of {EACH} labels were written when the masters were done");
+    assert!(consumers(&stage)?.iter().all(|consumer| consumer["arguments"]["x-priority"] == 7));
+    settled(&mut worker, 2 * EACH).await?;
+    stop_clean(&stage, "tableinator", worker).await?;
+    stage.clean_up().await
+}
+
 /// Somebody else's declaration with the contract's arguments is welcome, one with others is not.
 async fn assert_redeclarable(stage: &Stage, worker: &str) -> Result<(), Error> {
     let connection = services().broker().await?;
