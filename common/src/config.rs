@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::adaptive::Bounds;
 use crate::batch::Limits;
+use crate::trace::{self, config::TraceConfig};
 
 /// Description of one environment variable.
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +88,18 @@ pub const COMMON: &[Variable] = &[
     variable("LOG_LEVEL", Value("INFO"), "DEBUG, INFO, WARNING, ERROR or CRITICAL"),
     variable("LOG_DIR", Derived("/logs if it exists"), "directory for a second copy of the log, WORKER.log"),
     variable("ENVIRONMENT", Value("development"), "value of the log field `environment`"),
+    variable(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        Derived("no traces"),
+        "base URL of an OpenTelemetry receiver (OTLP over HTTP, protobuf), such as http://collector:4318; traces go to its /v1/traces",
+    ),
+    secret(
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        Derived("none"),
+        "headers for the receiver: NAME=VALUE,NAME=VALUE, values percent-encoded",
+    ),
+    variable("OTEL_SERVICE_NAME", Derived("the worker's name"), "service name in traces"),
+    variable("OTEL_TRACES_SAMPLER_ARG", Value("1.0"), "share of the batches that are traced, 0 to 1"),
 ];
 
 /// Variables of the predecessors that are accepted without effect: consumers stay subscribed, nothing waits for a delay.
@@ -142,6 +155,8 @@ pub struct Config {
     pub health_port: u16,
     /// Logging.
     pub log: LogConfig,
+    /// Where traces go, if anywhere.
+    pub trace: Option<TraceConfig>,
 }
 
 impl Config {
@@ -444,6 +459,7 @@ pub fn common(env: &mut Env, batch: &BatchVariables, default_port: u16) -> Confi
         schema: schema_mode(env),
         health_port: env.optional_number("HEALTH_PORT", 0..=u16::MAX).unwrap_or(default_port),
         log: log_config(env),
+        trace: trace::config::read(env),
         broker: broker(env),
     }
 }

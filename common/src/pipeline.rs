@@ -33,6 +33,7 @@ use crate::metrics as names;
 use crate::queue::{End, Queue};
 use crate::settle::SettleToken;
 use crate::sink::{Record, Sink};
+use crate::trace::batch::{Tracer, Unacked};
 use crate::turn::{Claim, Turn};
 use crate::watch;
 use crate::writer::{Effort, Interrupted, Writer};
@@ -45,7 +46,7 @@ const FIRST_SIZE: usize = 500;
 
 /// What one of the tasks beside the loop did.
 enum Done {
-    Batch { ids: HashSet<String>, full: bool, outcome: Result<Effort, Interrupted> },
+    Batch { ids: HashSet<String>, full: bool, effort: Effort, outcome: Result<(), Interrupted> },
     Control(Control, SettleToken, Result<(), Interrupted>),
 }
 
@@ -66,6 +67,8 @@ struct Subscription<'a, S: Sink> {
     adaptive: Option<Adaptive>,
     /// Ids of the batches that are being written: a batch with one of them waits, so that versions keep their order.
     in_flight: HashSet<String>,
+    /// Traces of batches that are written and not acknowledged.
+    unacked: Unacked,
     /// Nothing more is fetched, and the end is when everything that was is settled: a shutdown, a hand-over, or a fatal error.
     draining: bool,
     /// All that was fetched is read, or there is no time left to.
@@ -102,18 +105,20 @@ pub async fn run<S: Sink>(queue: &Queue<S>, topology: &Topology, turn: &Turn, cl
         hold_limit: queue.config.hold_limit,
         cancel: cancel.clone(),
     };
+    let tracer = queue.exporter.as_ref().map(|exporter| Tracer::new(exporter, queue.data_type, &topology.queue));
     let mut subscription = Subscription {
         queue,
         turn,
         source,
         writer,
-        batcher: Batcher::new(queue.config.limits),
+        batcher: Batcher::new(queue.config.limits, tracer),
         waiting: None,
         control: None,
         controlling: false,
         tasks: JoinSet::new(),
         adaptive: queue.config.adaptive.map(|bounds| Adaptive::new(bounds, FIRST_SIZE)),
         in_flight: HashSet::new(),
+        unacked: Unacked::default(),
         draining: false,
         exhausted: false,
         all_read: false,
@@ -287,32 +292,39 @@ impl<S: Sink> Subscription<'_, S> {
     }
 
     fn start_waiting(&mut self) {
-        let Some((batch, since)) = self.waiting.take() else {
+        let Some((mut batch, since)) = self.waiting.take() else {
             return;
         };
+        if let Some(trace) = &mut batch.trace {
+            trace.started();
+        }
         let data_type = self.queue.data_type.name();
         metrics::gauge!(names::BLOCKED, "data_type" => data_type, "stage" => "source")
             .increment(since.elapsed().as_secs_f64());
         let ids: HashSet<String> = batch.ids().map(str::to_owned).collect();
         self.in_flight.extend(ids.iter().cloned());
         let (writer, full) = (self.writer.clone(), batch.trigger == Trigger::Count);
-        self.tasks.spawn(async move { Done::Batch { ids, full, outcome: writer.write(batch).await } });
+        self.tasks.spawn(async move {
+            let (effort, outcome) = writer.write(batch).await;
+            Done::Batch { ids, full, effort, outcome }
+        });
         self.gauges();
     }
 
     /// Takes note of a finished task and acknowledges what may be acknowledged.
     async fn settle(&mut self, done: Result<Done, tokio::task::JoinError>) -> Result<(), End> {
         let outcome = match done {
-            Ok(Done::Batch { ids, full, outcome }) => {
+            Ok(Done::Batch { ids, full, effort, outcome }) => {
                 ids.iter().for_each(|id| {
                     self.in_flight.remove(id);
                 });
-                if let (Some(adaptive), Ok(Effort { took, troubled })) = (&mut self.adaptive, &outcome) {
-                    let (took, troubled, pressed) = (*took, *troubled, self.waiting.is_some());
-                    adaptive.observe(Observed { took, full, troubled, pressed });
+                let Effort { took, troubled, trace } = effort;
+                self.unacked.add(trace, outcome.as_ref().err());
+                if let (Some(adaptive), Ok(())) = (&mut self.adaptive, &outcome) {
+                    adaptive.observe(Observed { took, full, troubled, pressed: self.waiting.is_some() });
                     self.adapt();
                 }
-                outcome.map(drop)
+                outcome
             }
             Ok(Done::Control(control, token, outcome)) => {
                 self.controlling = false;
@@ -369,7 +381,7 @@ impl<S: Sink> Subscription<'_, S> {
         self.queue.status.completed(data_type);
     }
 
-    async fn ack(&self) -> Result<(), End> {
+    async fn ack(&mut self) -> Result<(), End> {
         let Some(frame) = self.source.ledger.ackable() else {
             return Ok(());
         };
@@ -377,6 +389,7 @@ impl<S: Sink> Subscription<'_, S> {
         match self.source.ack(frame).await {
             Ok(()) => {
                 metrics::counter!(names::ACK_FRAMES, "data_type" => data_type).increment(1);
+                self.unacked.acked(frame.tag);
                 Ok(())
             }
             Err(e) => {
@@ -434,11 +447,13 @@ impl<S: Sink> Subscription<'_, S> {
         while !self.tasks.is_empty() {
             tokio::select! {
                 _ = look.tick() => self.queue.status.turn(self.queue.data_type),
-                Some(done) = self.tasks.join_next() => {
-                    if let Ok(Done::Control(control, token, Ok(()))) = done {
+                Some(done) = self.tasks.join_next() => match done {
+                    Ok(Done::Control(control, token, Ok(()))) => {
                         self.control_done(&control);
                         token.settle();
                     }
+                    Ok(Done::Batch { effort, outcome, .. }) => self.unacked.add(effort.trace, outcome.as_ref().err()),
+                    _ => {}
                 }
             }
         }
@@ -448,7 +463,9 @@ impl<S: Sink> Subscription<'_, S> {
         if !matches!(end, End::Lost(_)) || self.source.is_alive() {
             let _ = self.ack().await; // lost acks were counted; their messages come back
             for frame in self.source.ledger.scattered() {
-                let _ = self.source.ack(frame).await;
+                if self.source.ack(frame).await.is_ok() {
+                    self.unacked.acked(frame.tag);
+                }
             }
         }
         let returned = self.source.ledger.returned();

@@ -17,6 +17,7 @@ use crate::metrics as names;
 use crate::pipeline;
 use crate::sink::{Sink, SinkError};
 use crate::status::Status;
+use crate::trace::export::Exporter;
 use crate::turn::{Claim, Turn, Turns};
 use crate::watch::{LOOK, STALLED};
 
@@ -41,6 +42,8 @@ pub struct Queue<S> {
     pub turns: Arc<Turns>,
     /// Shared state.
     pub status: Arc<Status>,
+    /// Where traces go, if anywhere.
+    pub exporter: Option<Arc<Exporter>>,
     /// Asks for a drain.
     pub shutdown: CancellationToken,
 }

@@ -19,6 +19,7 @@ use crate::http::{self, About, Probe};
 use crate::queue::{self, Queue};
 use crate::sink::Sink;
 use crate::status::Status;
+use crate::trace::export::Exporter;
 use crate::turn::Turns;
 use crate::{logging, metrics};
 
@@ -62,17 +63,17 @@ pub async fn run<S: Sink>(
     let recent = logging::init(service, &config.log);
     let status = Arc::new(Status::new(service, database));
     let started = async {
-        let exporter = metrics::install(service).map_err(|e| e.to_string())?;
+        let prometheus = metrics::install(service).map_err(|e| e.to_string())?;
         let listener = http::bind(config.health_port)
             .await
             .map_err(|e| format!("can't listen on port {}: {e}; set HEALTH_PORT", config.health_port))?;
         let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
         match signals {
-            (Ok(term), Ok(int)) => Ok((exporter, listener, term, int)),
+            (Ok(term), Ok(int)) => Ok((prometheus, listener, term, int)),
             (Err(e), _) | (_, Err(e)) => Err(format!("can't handle signals: {e}")),
         }
     };
-    let (exporter, listener, mut term, mut int) = match started.await {
+    let (prometheus, listener, mut term, mut int) = match started.await {
         Ok(started) => started,
         Err(reason) => {
             error!(reason, "❌ Can't start");
@@ -92,19 +93,29 @@ pub async fn run<S: Sink>(
         warn!("⚙️ {note}");
     }
     let probe = Arc::clone(&status) as Arc<dyn Probe>;
-    let http = tokio::spawn(http::serve_with_page(listener, probe, exporter, About { settings, recent }));
-    let exit = pipelines(config, sink, &status, async {
+    let http = tokio::spawn(http::serve_with_page(listener, probe, prometheus, About { settings, recent }));
+    let exporter = config.trace.as_ref().map(|trace| Exporter::start(service, &config.log.environment, trace));
+    let exit = pipelines(config, sink, &status, &exporter, async {
         tokio::select! {
             _ = term.recv() => {}
             _ = int.recv() => {}
         }
     })
     .await;
+    if let Some(exporter) = exporter {
+        exporter.shutdown().await;
+    }
     http.abort();
     exit
 }
 
-async fn pipelines<S: Sink>(config: Config, sink: S, status: &Arc<Status>, stop: impl Future<Output = ()>) -> Exit {
+async fn pipelines<S: Sink>(
+    config: Config,
+    sink: S,
+    status: &Arc<Status>,
+    exporter: &Option<Arc<Exporter>>,
+    stop: impl Future<Output = ()>,
+) -> Exit {
     let (config, sink) = (Arc::new(config), Arc::new(sink));
     let broker = Broker::new(config.broker.clone(), status.service);
     let dead_letters = Arc::new(DeadLetters::new(Arc::clone(&broker), status.service));
@@ -125,6 +136,7 @@ async fn pipelines<S: Sink>(config: Config, sink: S, status: &Arc<Status>, stop:
             turns: Arc::clone(&turns),
             dead_letters: Arc::clone(&dead_letters),
             status: Arc::clone(status),
+            exporter: exporter.clone(),
             shutdown: shutdown.clone(),
         }));
     }

@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use common::backoff::Backoff;
 use serde_json::Value;
-use ureq::Agent;
-use ureq::tls::{RootCerts, TlsConfig};
 
 /// Attempts before it is given up.
 const ATTEMPTS: u32 = 5;
@@ -32,9 +30,7 @@ pub async fn post(url: String, event: Value) -> Result<(), String> {
 }
 
 fn post_once(url: &str, body: &str) -> Result<(), String> {
-    let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
-    let agent: Agent = Agent::config_builder().timeout_global(Some(TIMEOUT)).tls_config(tls).build().into();
-    let request = agent.post(url).header("content-type", "application/json");
+    let request = common::http::client(TIMEOUT).post(url).header("content-type", "application/json");
     match request.send(body) {
         Ok(_) => Ok(()),
         Err(ureq::Error::StatusCode(code)) => Err(format!("it answered with status {code}")),

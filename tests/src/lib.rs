@@ -7,6 +7,7 @@ mod citations;
 pub mod dumps;
 pub mod job;
 pub mod oracle;
+pub mod otlp;
 pub mod proxy;
 pub mod stage;
 pub mod states;
