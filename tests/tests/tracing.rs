@@ -152,6 +152,8 @@ async fn a_tableinator_traces_its_batches() -> Result<(), Error> {
     for shown in [log, worker.get("/status")?.1, worker.get("/metrics")?.1] {
         assert!(!shown.contains(KEY), "the key is shown: {shown}");
     }
+    let (code, found) = stage.check("tableinator", &on)?;
+    assert!(code == 0 && found.contains("ok   traces: http") && !found.contains(KEY), "{found}");
     let exported = receiver.spans().len() as f64;
     worker
         .until("counted", Duration::from_secs(10), |w| w.metric("trace_spans_exported_total", &[]) == exported)
@@ -211,6 +213,10 @@ async fn a_receiver_that_is_away_holds_nothing_up() -> Result<(), Error> {
             worker.until("losing spans", Duration::from_secs(30), lost).await?;
             stage.publish(DataType::Labels, sample::of_type(1, DataType::Labels, 100)?).await?;
             settled(&mut worker, 600).await?;
+        }
+        if says_so_at_once {
+            let (code, found) = stage.check("tableinator", &on)?;
+            assert!(code == 0 && found.contains("note traces: http"), "{found}");
         }
         let stopping = Instant::now();
         let log = worker.log.clone();
