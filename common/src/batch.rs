@@ -143,7 +143,8 @@ impl<P> Batcher<P> {
         self.limits.count = count;
     }
 
-    /// Adds an item that was received at `now` and has been decoded since. Returns the batch that this closed, if any: the one before (bytes) or the one with it (count).
+    /// Adds an item that was received at `now` and has been decoded since. Returns the batch that this closed, if any: the one before
+    /// (bytes) or the one with it (count).
     pub fn push(&mut self, item: Item<P>, now: Instant) -> Option<Batch<P>> {
         let bytes = item.bytes();
         let overflow = self.open.as_ref().is_some_and(|open| open.bytes + bytes > self.limits.bytes);

@@ -268,7 +268,7 @@ fn describe(error: &SinkError) -> [KeyValue; 2] {
 /// The traces of batches that are written and wait for the acknowledgement to be sent. A trace that is left when the channel ends
 /// says that it was not.
 #[derive(Debug, Default)]
-pub struct Unacked(Vec<Box<BatchTrace>>);
+pub struct Unacked(Vec<BatchTrace>);
 
 impl Unacked {
     /// The batch is done with; `interrupted` says why not all of it.
@@ -282,7 +282,7 @@ impl Unacked {
             Some(Interrupted::Cancelled) => trace.finish(Status::error("cancelled")),
             None => {
                 trace.written = Instant::now();
-                self.0.push(trace);
+                self.0.push(*trace);
             }
         }
     }
