@@ -50,6 +50,13 @@ impl Adaptive {
         Adaptive { bounds, size: size.clamp(bounds.floor, bounds.ceiling), writers: 1, quiet: 0, pause: 0 }
     }
 
+    /// Goes on within other bounds.
+    pub fn bound(&mut self, bounds: Bounds) {
+        self.bounds = bounds;
+        self.size = self.size.clamp(bounds.floor, bounds.ceiling);
+        self.writers = self.writers.min(bounds.writers);
+    }
+
     /// Records that the next batch may hold.
     pub fn size(&self) -> usize {
         self.size
@@ -145,5 +152,15 @@ mod tests {
             adaptive.observe(Observed { took, full: true, troubled: true, pressed: true });
         }
         assert_eq!(adaptive.size(), 1500);
+    }
+
+    #[test]
+    fn other_bounds_hold_at_once() {
+        let mut adaptive = Adaptive::new(BOUNDS, 2000);
+        adaptive.writers = 4;
+        adaptive.bound(Bounds { floor: 50, ceiling: 300, writers: 2 });
+        assert_eq!((adaptive.size(), adaptive.writers()), (300, 2));
+        adaptive.bound(BOUNDS);
+        assert_eq!((adaptive.size(), adaptive.writers()), (300, 2), "it grows when batches say so");
     }
 }

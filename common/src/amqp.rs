@@ -214,6 +214,7 @@ impl Source {
         broker: &Broker,
         topology: &Topology,
         prefetch: u16,
+        priority: i16,
         consumer_timeout: Duration,
     ) -> Result<Source, BrokerError> {
         let channel = broker.channel().await?;
@@ -225,6 +226,9 @@ impl Source {
         let mut arguments = FieldTable::default();
         let timeout_ms = i64::try_from(consumer_timeout.as_millis()).unwrap_or(i64::MAX);
         arguments.insert("x-consumer-timeout".into(), AMQPValue::LongLongInt(timeout_ms));
+        if priority != 0 {
+            arguments.insert("x-priority".into(), AMQPValue::LongInt(priority.into()));
+        }
         let consumer = answered(channel.basic_consume(
             queue.as_str().into(),
             "".into(), // the broker chooses: replicas share the queue, and a fixed tag tells nothing more

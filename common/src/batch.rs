@@ -114,7 +114,7 @@ impl<P> Batch<P> {
 }
 
 /// When batches close.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Records in a batch.
     pub count: usize,
@@ -138,9 +138,19 @@ impl<P> Batcher<P> {
         Batcher { limits, tracer, open: None }
     }
 
+    /// From now on batches close by these limits.
+    pub fn set(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// From now on a batch may hold so many records.
     pub fn resize(&mut self, count: usize) {
         self.limits.count = count;
+    }
+
+    /// Records that the next batch may hold.
+    pub fn size(&self) -> usize {
+        self.limits.count
     }
 
     /// Adds an item that was received at `now` and has been decoded since. Returns the batch that this closed, if any: the one before

@@ -13,6 +13,7 @@ use crate::config::{Config, SchemaMode};
 use crate::data_type::{DataType, Topology};
 use crate::sink::{Sink, SinkError};
 use crate::trace::otlp::Receiver;
+use crate::tuning::Tuning;
 use crate::worker::Exit;
 
 /// The schema mode for a check: never create.
@@ -34,9 +35,10 @@ pub async fn run<S: Sink>(service: &'static str, database: &str, config: &Config
     for note in notes {
         println!("note configuration: {note}");
     }
-    let needed = config.limits.count * (config.writers + 1);
-    let bound = format!("{} for {} batches of {} per queue", config.prefetch, config.writers + 1, config.limits.count);
-    line(usize::from(config.prefetch) >= needed, "prefetch", bound);
+    let Tuning { limits, writers, prefetch, .. } = config.tuning;
+    let needed = limits.count * (writers + 1);
+    let bound = format!("{prefetch} for {} batches of {} per queue", writers + 1, limits.count);
+    line(usize::from(prefetch) >= needed, "prefetch", bound);
     // AMQP does not tell the broker's value. The consumers ask for ours (x-consumer-timeout), which newer brokers grant;
     // what can be checked is that we act well before that.
     let hold = config.hold_limit + config.write_timeout;

@@ -1,11 +1,13 @@
 //! The command line that both workers share: `run` (the default), `check`, `healthcheck` and `deadletter`.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Command;
 
-use crate::config::{Config, ConfigError, Env, Variable, help_text};
+use crate::config::{BatchVariables, Config, ConfigError, Env, Variable, help_text};
 use crate::sink::Sink;
+use crate::tuning::Tuner;
 use crate::worker::Exit;
 use crate::{check, deadletter, http, worker};
 
@@ -21,6 +23,8 @@ pub struct Worker<C> {
     pub health_port: u16,
     /// Every variable that it reads.
     pub tables: &'static [&'static [Variable]],
+    /// The names of its batch variables.
+    pub batch: &'static BatchVariables,
     /// Reads the configuration.
     #[allow(clippy::type_complexity, reason = "it is read in one place")]
     pub read: fn(Env) -> Result<((Config, C), Vec<String>), ConfigError>,
@@ -29,27 +33,32 @@ pub struct Worker<C> {
 /// A worker's `main`: parses the command line, reads the configuration, runs.
 pub fn main<C, S: Sink>(worker: Worker<C>, sink: impl FnOnce(&Config, C) -> Result<S, String>) -> ExitCode {
     let exit_codes = "Exit status: 0 clean stop, 1 check, healthcheck or deadletter failed, 2 could not start, 3 drain took too long";
-    let matches =
-        Command::new(worker.service)
-            .about(worker.about)
-            .version(crate::VERSION)
-            .after_help(format!("{}\n{exit_codes}", help_text(worker.tables)))
-            .subcommand(Command::new("run").about("Consume until SIGTERM or SIGINT (the default)"))
-            .subcommand(
-                Command::new("check")
-                    .about("Validate the configuration, connect to everything, verify it; changes nothing"),
-            )
-            .subcommand(Command::new("healthcheck").about(
+    let matches = Command::new(worker.service)
+        .about(worker.about)
+        .version(crate::VERSION)
+        .after_help(format!("{}\n{exit_codes}", help_text(worker.tables)))
+        .subcommand(
+            Command::new("run").about("Consume until SIGTERM or SIGINT (the default); SIGHUP reads TUNING_FILE again"),
+        )
+        .subcommand(
+            Command::new("check")
+                .about("Validate the configuration, connect to everything, verify it; changes nothing"),
+        )
+        .subcommand(
+            Command::new("healthcheck").about(
                 "Ask the worker on this machine (HEALTH_PORT) whether it is alive: exit status 0 if it is, else 1",
-            ))
-            .subcommand(deadletter::command())
-            .get_matches();
+            ),
+        )
+        .subcommand(deadletter::command())
+        .get_matches();
     let checking = match matches.subcommand() {
         Some((deadletter::NAME, arguments)) => return deadletter::main(worker.service, arguments),
         Some(("healthcheck", _)) => return healthcheck(worker.service, worker.health_port),
         subcommand => subcommand.is_some_and(|(name, _)| name == "check"),
     };
-    let env = Env::from_process(worker.tables);
+    let untuned = Env::from_process(worker.tables);
+    let mut env = untuned.clone();
+    env.tune();
     let settings = env.settings();
     let ((config, own), notes) = match (worker.read)(env) {
         Ok(read) => read,
@@ -79,8 +88,9 @@ pub fn main<C, S: Sink>(worker: Worker<C>, sink: impl FnOnce(&Config, C) -> Resu
     let exit = if checking {
         runtime.block_on(check::run(worker.service, worker.database, &config, &notes, &sink))
     } else {
-        let settings = config.in_force(settings);
-        runtime.block_on(worker::run(worker.service, worker.database, config, notes, settings, sink))
+        let config = Arc::new(config);
+        let tuner = Tuner::new(untuned, worker.batch, Arc::clone(&config), settings, notes.clone());
+        runtime.block_on(worker::run(worker.service, worker.database, config, notes, tuner, sink))
     };
     // Whatever still runs after a forced stop must not hold the process.
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));

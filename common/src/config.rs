@@ -1,14 +1,19 @@
 //! Configuration from the environment: every variable is described once, in a table that `--help`, the documentation
 //! and the parser share, and all problems are reported together.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use tracing::level_filters::LevelFilter;
+
 use crate::adaptive::Bounds;
 use crate::batch::Limits;
+use crate::data_type::DataType;
+use crate::shares::Weights;
 use crate::trace::{self, config::TraceConfig};
+use crate::tuning::{self, Assignment, Tuning};
 
 /// Description of one environment variable.
 #[derive(Clone, Copy, Debug)]
@@ -19,8 +24,21 @@ pub struct Variable {
     pub default: DefaultValue,
     /// Whether `NAME_FILE` is accepted and the value never shown.
     pub secret: bool,
+    /// Whether a running worker takes up another value from its `TUNING_FILE`.
+    pub tunable: bool,
     /// What it means, with its unit.
     pub help: &'static str,
+}
+
+impl Variable {
+    /// How lists show what is special about it.
+    pub const fn mark(&self) -> &'static str {
+        match (self.secret, self.tunable) {
+            (true, _) => "*",
+            (_, true) => "~",
+            _ => "",
+        }
+    }
 }
 
 /// What holds when a variable is unset or empty.
@@ -38,12 +56,17 @@ use DefaultValue::{Derived, Value};
 
 /// A variable with a default.
 pub const fn variable(name: &'static str, default: DefaultValue, help: &'static str) -> Variable {
-    Variable { name, default, secret: false, help }
+    Variable { name, default, secret: false, tunable: false, help }
+}
+
+/// A variable that can also be changed in a running worker.
+pub const fn tunable(name: &'static str, default: DefaultValue, help: &'static str) -> Variable {
+    Variable { name, default, secret: false, tunable: true, help }
 }
 
 /// A variable that may come from a file and is never shown.
 pub const fn secret(name: &'static str, default: DefaultValue, help: &'static str) -> Variable {
-    Variable { name, default, secret: true, help }
+    Variable { name, default, secret: true, tunable: false, help }
 }
 
 /// How to reach the broker: what the workers and the extractor read.
@@ -61,15 +84,30 @@ pub const BROKER: &[Variable] = &[
 
 /// The variables that both workers read, beside [`BROKER`] and their batch variables (see [`BatchVariables`]).
 pub const COMMON: &[Variable] = &[
-    variable(
-        "RABBITMQ_PREFETCH",
+    tunable(
+        PREFETCH,
         Derived("batch size x (writers + 1)"),
         "unacknowledged messages per queue; raised when smaller than the default, since a batch could then never fill",
+    ),
+    variable(
+        "CONSUMER_PRIORITY",
+        Value("0"),
+        "priority of the consumers at the broker (x-priority): it delivers to those of a higher one first",
+    ),
+    variable(
+        "TYPE_WEIGHTS",
+        Derived("all alike"),
+        "shares of what is written at the same time, e.g. labels=8,masters=4,artists=2: types that are not named have 1",
     ),
     variable(
         "RABBITMQ_CONSUMER_TIMEOUT",
         Value("1800"),
         "the broker's consumer_timeout in seconds; messages are handed back after half of it",
+    ),
+    tunable(
+        RATE_LIMIT,
+        Value("0"),
+        "records per second that a worker takes, all types together, to spare a database that others use; 0: as many as it can",
     ),
     variable("BATCH_MAX_BYTES", Value("8388608"), "bytes of message bodies in a batch; a larger message goes alone"),
     variable(
@@ -85,9 +123,14 @@ pub const COMMON: &[Variable] = &[
         "database schema at start: ensure (create what is missing), check (only look), off",
     ),
     variable("HEALTH_PORT", Derived("8001 graphinator, 8002 tableinator"), "port of /health, /ready and /metrics"),
-    variable("LOG_LEVEL", Value("INFO"), "DEBUG, INFO, WARNING, ERROR or CRITICAL"),
+    tunable(LOG_LEVEL, Value("INFO"), "DEBUG, INFO, WARNING, ERROR or CRITICAL"),
     variable("LOG_DIR", Derived("/logs if it exists"), "directory for a second copy of the log, WORKER.log"),
     variable("ENVIRONMENT", Value("development"), "value of the log field `environment`"),
+    variable(
+        TUNING_FILE,
+        Derived("none"),
+        "file of lines NAME=VALUE, read at start and at SIGHUP: there the variables marked ~ win over the environment",
+    ),
     variable(
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         Derived("no traces"),
@@ -101,6 +144,15 @@ pub const COMMON: &[Variable] = &[
     variable("OTEL_SERVICE_NAME", Derived("the worker's name"), "service name in traces"),
     variable("OTEL_TRACES_SAMPLER_ARG", Value("1.0"), "share of the batches that are traced, 0 to 1"),
 ];
+
+/// Unacknowledged messages per queue.
+pub const PREFETCH: &str = "RABBITMQ_PREFETCH";
+/// Records per second.
+pub const RATE_LIMIT: &str = "RATE_LIMIT";
+/// The most verbose level that is logged.
+pub const LOG_LEVEL: &str = "LOG_LEVEL";
+/// Names the file of what a running worker takes up.
+pub const TUNING_FILE: &str = "TUNING_FILE";
 
 /// Variables of the predecessors that are accepted without effect: consumers stay subscribed, nothing waits for a delay.
 pub const WITHOUT_EFFECT: [&str; 7] = [
@@ -131,16 +183,14 @@ pub struct BatchVariables {
 pub struct Config {
     /// Broker connection.
     pub broker: BrokerConfig,
-    /// When batches close.
-    pub limits: Limits,
-    /// Batches of one type that are prepared and written at the same time.
-    pub writers: usize,
-    /// If size and writers are to follow what the database bears.
-    pub adaptive: Option<Bounds>,
+    /// What can be changed while it runs, as it was at the start.
+    pub tuning: Tuning,
     /// Transactions of all types together: what the database should bear, or the pool has connections for.
     pub transactions: usize,
-    /// Unacknowledged messages per queue.
-    pub prefetch: u16,
+    /// Shares of these, if the types are not alike.
+    pub weights: Option<Weights>,
+    /// The consumers' priority at the broker.
+    pub priority: i16,
     /// Bytes that a body may have, a packed one when it is unpacked.
     pub max_body: usize,
     /// Longest time that one attempt to write may take.
@@ -160,11 +210,17 @@ pub struct Config {
 }
 
 impl Config {
+    /// Batches of all types that may be written at the same time. With weights there are only as many as one type alone may have: where
+    /// everybody gets a slot at once, nobody comes first.
+    pub fn slots(&self) -> usize {
+        if self.weights.is_some() { self.transactions.min(self.tuning.writers) } else { self.transactions }
+    }
+
     /// The settings with what became of those that follow from others.
-    pub fn in_force(&self, mut settings: Vec<Setting>) -> Vec<Setting> {
+    pub fn in_force(&self, tuning: &Tuning, mut settings: Vec<Setting>) -> Vec<Setting> {
         for setting in &mut settings {
             match setting.name {
-                "RABBITMQ_PREFETCH" => setting.value = self.prefetch.to_string(),
+                PREFETCH => setting.value = tuning.prefetch.to_string(),
                 "HEALTH_PORT" => setting.value = self.health_port.to_string(),
                 _ => {}
             }
@@ -199,8 +255,6 @@ pub struct BrokerConfig {
 /// Logging settings.
 #[derive(Clone, Debug)]
 pub struct LogConfig {
-    /// Most verbose level that is written.
-    pub level: tracing::level_filters::LevelFilter,
     /// Directory of the second copy.
     pub dir: Option<String>,
     /// Value of the field `environment`.
@@ -248,13 +302,20 @@ pub struct Setting {
     pub name: &'static str,
     /// Its value; that of a secret is `***`.
     pub value: String,
-    /// Where it comes from: `set`, `file`, `default`, or `missing`.
+    /// Where it comes from: `set`, `tuned` (by `TUNING_FILE`), `file`, `default`, or `missing`.
     pub origin: &'static str,
 }
 
 /// All that is wrong with the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError(Vec<String>);
+
+impl ConfigError {
+    /// What is wrong and what to do about it, one after the other.
+    pub fn problems(&self) -> &[String] {
+        &self.0
+    }
+}
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -266,8 +327,11 @@ impl fmt::Display for ConfigError {
 impl std::error::Error for ConfigError {}
 
 /// Reads described variables and collects every problem.
+#[derive(Clone)]
 pub struct Env {
     values: HashMap<String, String>,
+    /// Where in the tuning file a value comes from: `FILE:LINE: `.
+    tuned: HashMap<String, String>,
     tables: Vec<&'static [Variable]>,
     problems: Vec<String>,
     notes: Vec<String>,
@@ -304,12 +368,52 @@ impl Env {
         if !ignored.is_empty() {
             notes.push(format!("no effect here, may be removed: {}", ignored.join(", ")));
         }
-        Env { values, tables: tables.to_vec(), problems: Vec::new(), notes }
+        Env { values, tuned: HashMap::new(), tables: tables.to_vec(), problems: Vec::new(), notes }
+    }
+
+    fn described(&self) -> impl Iterator<Item = &'static Variable> + use<'_> {
+        self.tables.iter().copied().flatten()
+    }
+
+    /// Lets what is said in the file that `TUNING_FILE` names win, if that is set. Whatever is wrong with the file is a problem.
+    pub fn tune(&mut self) {
+        let Some(path) = self.optional(TUNING_FILE) else { return };
+        let assignments = match tuning::read(&path) {
+            Ok(assignments) => assignments,
+            Err(problems) => return self.problems.extend(problems),
+        };
+        let tunable: Vec<_> = self.described().filter(|v| v.tunable).map(|v| v.name).collect();
+        let mut seen = HashSet::new();
+        for Assignment { name, value, place } in assignments {
+            if !tunable.contains(&name.as_str()) {
+                let known =
+                    self.described().any(|v| v.name == name || (v.secret && name == format!("{}_FILE", v.name)));
+                let remedy = if known {
+                    "can't be changed in a running worker: set it in the environment and restart; here are"
+                } else {
+                    "is unknown: here are"
+                };
+                self.problem(format!("{place}{name} {remedy} {}", tunable.join(", ")));
+                continue;
+            }
+            if !seen.insert(name.clone()) {
+                self.problem(format!("{place}{name} is there twice: remove one of the lines"));
+            }
+            if !value.is_empty() {
+                self.tuned.insert(name.clone(), place);
+                self.values.insert(name, value);
+            }
+        }
+    }
+
+    /// What goes before a problem with a value: its place, if it is from the tuning file.
+    fn place(&self, name: &str) -> &str {
+        self.tuned.get(name).map_or("", String::as_str)
     }
 
     /// The value, or its default; `None` if there is neither. A required variable that is missing is a problem.
     pub fn optional(&mut self, name: &str) -> Option<String> {
-        let described = self.tables.iter().copied().flatten().find(|v| v.name == name);
+        let described = self.described().find(|v| v.name == name);
         debug_assert!(described.is_some(), "{name} is in no table");
         let described = described?;
         let file = format!("{name}_FILE");
@@ -342,13 +446,14 @@ impl Env {
             let from_file = v.secret && self.values.contains_key(&format!("{}_FILE", v.name));
             let (value, origin) = match (self.values.get(v.name), v.default) {
                 _ if from_file => ("", "file"),
+                (Some(value), _) if self.tuned.contains_key(v.name) => (value.as_str(), "tuned"),
                 (Some(value), _) => (value.as_str(), "set"),
                 (None, Value(default) | Derived(default)) => (default, "default"),
                 (None, DefaultValue::Required) => ("", "missing"),
             };
             Setting { name: v.name, value: if v.secret { "***" } else { value }.to_owned(), origin }
         };
-        self.tables.iter().copied().flatten().map(setting).collect()
+        self.described().map(setting).collect()
     }
 
     /// The value or its default as text; empty if it is missing, which was noted as a problem.
@@ -385,7 +490,7 @@ impl Env {
             Ok(number) if range.contains(&number) => Some(number),
             _ => {
                 let (min, max) = (range.start(), range.end());
-                self.problem(format!("{name} is {text:?}: give a number from {min} to {max}"));
+                self.problem(format!("{}{name} is {text:?}: give a number from {min} to {max}", self.place(name)));
                 Some(*range.start())
             }
         }
@@ -437,30 +542,41 @@ const ADAPTIVE_FLOOR: usize = 50;
 
 /// Reads what both workers need. Problems stay in `env`.
 pub fn common(env: &mut Env, batch: &BatchVariables, default_port: u16) -> Config {
-    let size = env.number(batch.size, 1..=20_000);
-    let writers = env.number(batch.writers, 1..=16);
-    let adaptive = env.text(batch.mode).eq_ignore_ascii_case("adaptive");
-    let adaptive = adaptive.then_some(Bounds { floor: ADAPTIVE_FLOOR, ceiling: size.max(ADAPTIVE_FLOOR), writers });
-    let size = if adaptive.is_some() || env.flag(batch.mode) { size } else { 1 };
+    let hold_limit = seconds(env, "RABBITMQ_CONSUMER_TIMEOUT", 10.0..=86_400.0 * 7.0) / 2;
+    let max_bytes = env.number("BATCH_MAX_BYTES", 1024..=1 << 30);
+    let tuning = tuning(env, batch, max_bytes, hold_limit);
     Config {
-        limits: Limits {
-            count: size,
-            bytes: env.number("BATCH_MAX_BYTES", 1024..=1 << 30),
-            interval: seconds(env, batch.interval, 0.01..=600.0),
-        },
-        writers,
-        adaptive,
-        transactions: writers * 4, // no bound; a worker that has one sets it
-        prefetch: prefetch(env, batch, size, writers),
+        tuning,
+        transactions: tuning.writers * 4, // no bound; a worker that has one sets it
+        weights: weights(env),
+        priority: env.number("CONSUMER_PRIORITY", i16::MIN..=i16::MAX),
         max_body: env.number("MAX_BODY_BYTES", 1024..=1 << 30),
         write_timeout: seconds(env, "WRITE_TIMEOUT", 1.0..=3600.0),
-        hold_limit: seconds(env, "RABBITMQ_CONSUMER_TIMEOUT", 10.0..=86_400.0 * 7.0) / 2,
+        hold_limit,
         shutdown_timeout: seconds(env, "SHUTDOWN_TIMEOUT", 1.0..=3600.0),
         schema: schema_mode(env),
         health_port: env.optional_number("HEALTH_PORT", 0..=u16::MAX).unwrap_or(default_port),
         log: log_config(env),
         trace: trace::config::read(env),
         broker: broker(env),
+    }
+}
+
+/// Reads what can be changed in a running worker, and needs nothing else for it. Problems stay in `env`.
+pub fn tuning(env: &mut Env, batch: &BatchVariables, max_bytes: usize, hold_limit: Duration) -> Tuning {
+    let size = env.number(batch.size, 1..=20_000);
+    let writers = env.number(batch.writers, 1..=16);
+    let adaptive = env.text(batch.mode).eq_ignore_ascii_case("adaptive");
+    let adaptive = adaptive.then_some(Bounds { floor: ADAPTIVE_FLOOR, ceiling: size.max(ADAPTIVE_FLOOR), writers });
+    let size = if adaptive.is_some() || env.flag(batch.mode) { size } else { 1 };
+    let prefetch = prefetch(env, batch, size, writers);
+    Tuning {
+        limits: Limits { count: size, bytes: max_bytes, interval: seconds(env, batch.interval, 0.01..=600.0) },
+        writers,
+        adaptive,
+        prefetch,
+        rate_limit: rate_limit(env, prefetch, hold_limit),
+        log_level: log_level(env),
     }
 }
 
@@ -499,13 +615,14 @@ pub fn seconds(env: &mut Env, name: &str, range: std::ops::RangeInclusive<f64>) 
 fn prefetch(env: &mut Env, batch: &BatchVariables, size: usize, writers: usize) -> u16 {
     let needed = size * (writers + 1);
     if needed > MAX_PREFETCH {
+        let place = [batch.size, batch.writers].map(|name| env.place(name)).concat();
         env.problem(format!(
-            "{} x ({} + 1) is {needed}, but a prefetch can't exceed {MAX_PREFETCH}: lower one of them",
+            "{place}{} x ({} + 1) is {needed}, but a prefetch can't exceed {MAX_PREFETCH}: lower one of them",
             batch.size, batch.writers
         ));
     }
     let needed = needed.min(MAX_PREFETCH) as u16;
-    match env.optional_number("RABBITMQ_PREFETCH", 1..=u16::MAX) {
+    match env.optional_number(PREFETCH, 1..=u16::MAX) {
         Some(asked) if asked < needed => {
             env.note(format!(
                 "RABBITMQ_PREFETCH raised from {asked} to {needed}: it counts messages, and {} batches of {size} could \
@@ -517,6 +634,43 @@ fn prefetch(env: &mut Env, batch: &BatchVariables, size: usize, writers: usize) 
         Some(asked) => asked,
         None => needed,
     }
+}
+
+/// Largest weight: enough for "this one first".
+const MAX_WEIGHT: u32 = 1000;
+
+fn weights(env: &mut Env) -> Option<Weights> {
+    let text = env.optional("TYPE_WEIGHTS")?;
+    let mut weights = [1; 4];
+    for part in text.split(',').map(str::trim) {
+        let named = part.split_once('=').and_then(|(name, weight)| {
+            let at = DataType::ALL.iter().position(|t| t.name() == name.trim())?;
+            Some((at, weight.trim().parse().ok().filter(|weight| (1..=MAX_WEIGHT).contains(weight))?))
+        });
+        match named {
+            Some((at, weight)) => weights[at] = weight,
+            None => env.problem(format!(
+                "TYPE_WEIGHTS has {part:?}: give TYPE=WEIGHT for artists, labels, masters or releases, weights from 1 to {MAX_WEIGHT}, \
+                 with commas between"
+            )),
+        }
+    }
+    Some(weights)
+}
+
+/// What is fetched waits for its turn in the client's hands, and the broker would take it back after a while.
+fn rate_limit(env: &mut Env, prefetch: u16, hold_limit: Duration) -> u32 {
+    let limit = env.number(RATE_LIMIT, 0..=1_000_000);
+    let fetched = DataType::ALL.len() as f64 * f64::from(prefetch);
+    let least = (fetched / hold_limit.as_secs_f64()).ceil();
+    if limit > 0 && f64::from(limit) < least {
+        let place = env.place(RATE_LIMIT);
+        env.problem(format!(
+            "{place}{RATE_LIMIT} is {limit}: so slowly the {fetched} messages that are fetched ahead would take longer than half of \
+             RABBITMQ_CONSUMER_TIMEOUT; give at least {least}, or 0, or a smaller batch size"
+        ));
+    }
+    limit
 }
 
 fn schema_mode(env: &mut Env) -> SchemaMode {
@@ -532,22 +686,30 @@ fn schema_mode(env: &mut Env) -> SchemaMode {
     }
 }
 
-fn log_config(env: &mut Env) -> LogConfig {
-    use tracing::level_filters::LevelFilter;
-    let text = env.text("LOG_LEVEL");
-    let level = match text.trim().to_ascii_uppercase().as_str() {
+fn log_level(env: &mut Env) -> LevelFilter {
+    let text = env.text(LOG_LEVEL);
+    match text.trim().to_ascii_uppercase().as_str() {
         "DEBUG" => LevelFilter::DEBUG,
         "INFO" => LevelFilter::INFO,
         "WARNING" => LevelFilter::WARN,
         "ERROR" | "CRITICAL" => LevelFilter::ERROR,
         _ => {
-            // A wrong level is no reason not to work (contract §7).
-            env.note(format!("LOG_LEVEL is {text:?}: INFO is used; give DEBUG, INFO, WARNING, ERROR or CRITICAL"));
+            let place = env.place(LOG_LEVEL);
+            let what = format!("{place}{LOG_LEVEL} is {text:?}");
+            let remedy = "give DEBUG, INFO, WARNING, ERROR or CRITICAL";
+            // A wrong level in the environment is no reason not to work (contract §7).
+            if place.is_empty() {
+                env.note(format!("{what}: INFO is used; {remedy}"));
+            } else {
+                env.problem(format!("{what}: {remedy}"));
+            }
             LevelFilter::INFO
         }
-    };
+    }
+}
+
+fn log_config(env: &mut Env) -> LogConfig {
     LogConfig {
-        level,
         dir: env.optional("LOG_DIR").or_else(|| std::path::Path::new("/logs").is_dir().then(|| "/logs".to_owned())),
         environment: env.text("ENVIRONMENT"),
     }
@@ -555,16 +717,17 @@ fn log_config(env: &mut Env) -> LogConfig {
 
 /// The variables as an aligned list for `--help`.
 pub fn help_text(tables: &[&'static [Variable]]) -> String {
-    let mut out =
-        String::from("Environment variables (NAME_FILE names a file with the value and wins, where marked *):\n");
+    let mut out = String::from(
+        "Environment variables (*: NAME_FILE names a file with the value and wins; ~: can be changed in TUNING_FILE):\n",
+    );
     for v in tables.iter().copied().flatten() {
-        let star = if v.secret { "*" } else { "" };
+        let mark = v.mark();
         let default = match v.default {
             DefaultValue::Required => "required".to_owned(),
             Value(d) => format!("default {d}"),
             Derived(d) => format!("default: {d}"),
         };
-        out.push_str(&format!("  {}{star}\n      {} [{default}]\n", v.name, v.help));
+        out.push_str(&format!("  {}{mark}\n      {} [{default}]\n", v.name, v.help));
     }
     out.push_str(&format!("Accepted without effect: {}\n", WITHOUT_EFFECT.join(", ")));
     out
@@ -582,9 +745,9 @@ mod tests {
     };
     const OWN: &[Variable] = &[
         variable("X_BATCH_MODE", Value("true"), ""),
-        variable("X_BATCH_SIZE", Value("500"), ""),
-        variable("X_BATCH_FLUSH_INTERVAL", Value("2.0"), ""),
-        variable("X_WRITERS", Value("2"), ""),
+        tunable("X_BATCH_SIZE", Value("500"), ""),
+        tunable("X_BATCH_FLUSH_INTERVAL", Value("2.0"), ""),
+        tunable("X_WRITERS", Value("2"), ""),
         secret("X_PASSWORD", DefaultValue::Required, "a password"),
     ];
 
@@ -599,8 +762,8 @@ mod tests {
     #[test]
     fn defaults() {
         let (config, notes) = read(&[("X_PASSWORD", "p"), ("RABBITMQ_HOST", "")]).expect("valid");
-        assert_eq!((config.limits.count, config.prefetch, config.writers), (500, 1500, 2));
-        assert_eq!(config.limits.interval, Duration::from_secs(2));
+        assert_eq!((config.tuning.limits.count, config.tuning.prefetch, config.tuning.writers), (500, 1500, 2));
+        assert_eq!(config.tuning.limits.interval, Duration::from_secs(2));
         assert_eq!((config.broker.host.as_str(), config.broker.port, config.health_port), ("rabbitmq", 5672, 8001));
         assert!(notes.is_empty(), "{notes:?}");
     }
@@ -608,24 +771,24 @@ mod tests {
     #[test]
     fn a_prefetch_that_can_t_fill_a_batch_is_raised_with_a_warning() {
         let (config, notes) = read(&[("X_PASSWORD", "p"), ("RABBITMQ_PREFETCH", "10")]).expect("valid");
-        assert_eq!(config.prefetch, 1500);
+        assert_eq!(config.tuning.prefetch, 1500);
         assert!(notes[0].contains("raised from 10 to 1500"), "{notes:?}");
         let (config, notes) = read(&[("X_PASSWORD", "p"), ("RABBITMQ_PREFETCH", "9000")]).expect("valid");
-        assert_eq!((config.prefetch, notes.len()), (9000, 0));
+        assert_eq!((config.tuning.prefetch, notes.len()), (9000, 0));
     }
 
     #[test]
     fn batch_mode_false_writes_single_records() {
         let (config, _) = read(&[("X_PASSWORD", "p"), ("X_BATCH_MODE", "False")]).expect("valid");
-        assert_eq!((config.limits.count, config.prefetch), (1, 3));
+        assert_eq!((config.tuning.limits.count, config.tuning.prefetch), (1, 3));
     }
 
     #[test]
     fn adaptive_batches_have_size_and_writers_as_their_bounds() {
         let (config, _) =
             read(&[("X_PASSWORD", "p"), ("X_BATCH_MODE", "Adaptive"), ("X_BATCH_SIZE", "2000")]).expect("valid");
-        assert_eq!(config.adaptive, Some(Bounds { floor: 50, ceiling: 2000, writers: 2 }));
-        assert_eq!((config.limits.count, config.prefetch), (2000, 6000));
+        assert_eq!(config.tuning.adaptive, Some(Bounds { floor: 50, ceiling: 2000, writers: 2 }));
+        assert_eq!((config.tuning.limits.count, config.tuning.prefetch), (2000, 6000));
         assert!(read(&[("X_PASSWORD", "p"), ("X_BATCH_MODE", "clever")]).is_err());
     }
 
@@ -675,7 +838,7 @@ mod tests {
         let settings = Env::from_values(&[BROKER, COMMON, OWN], owned).settings();
         let (config, _) =
             read(&[("X_PASSWORD", "p"), ("X_BATCH_SIZE", "20"), ("RABBITMQ_PREFETCH", "10")]).expect("valid");
-        let settings = config.in_force(settings);
+        let settings = config.in_force(&config.tuning, settings);
         assert_eq!(settings.len(), BROKER.len() + COMMON.len() + OWN.len());
         for (name, value, origin) in [
             ("X_PASSWORD", "***", "set"),
@@ -708,7 +871,7 @@ mod tests {
     #[test]
     fn an_unknown_log_level_falls_back_with_a_note() {
         let (config, notes) = read(&[("X_PASSWORD", "p"), ("LOG_LEVEL", "loud")]).expect("valid");
-        assert_eq!(config.log.level, tracing::level_filters::LevelFilter::INFO);
+        assert_eq!(config.tuning.log_level, LevelFilter::INFO);
         assert_eq!(notes.len(), 1);
     }
 

@@ -14,11 +14,12 @@ use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use ureq::Agent;
 use ureq::tls::{RootCerts, TlsConfig};
 
-use crate::config::Setting;
 use crate::logging::Recent;
+use crate::tuning::InForce;
 
 /// Longest wait of [`ask`], to connect and for the answer.
 const ASK: Duration = Duration::from_secs(3);
@@ -36,7 +37,7 @@ pub trait Probe: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct About {
     /// The configuration in force, without secrets.
-    pub settings: Vec<Setting>,
+    pub in_force: watch::Receiver<InForce>,
     /// Newest warnings and errors.
     pub recent: Recent,
 }
@@ -90,7 +91,8 @@ fn endpoints(probe: Arc<dyn Probe>, metrics: PrometheusHandle) -> Router {
 
 impl About {
     fn to_json(&self) -> Value {
-        json!({"version": crate::VERSION, "settings": self.settings, "recent": self.recent.lines()})
+        let settings = &self.in_force.borrow().settings;
+        json!({"version": crate::VERSION, "settings": settings, "recent": self.recent.lines()})
     }
 }
 

@@ -13,9 +13,9 @@ use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
 use tracing_log::NormalizeEvent;
-use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::config::LogConfig;
 
@@ -41,21 +41,37 @@ impl Recent {
     }
 }
 
-/// Starts logging for the whole process. Of the libraries' own messages only warnings are kept.
-pub fn init(service: &'static str, config: &LogConfig) -> Recent {
+/// The most verbose level that is written, while the process runs.
+#[derive(Clone, Debug)]
+pub struct Verbosity(reload::Handle<Targets, Registry>);
+
+impl Verbosity {
+    /// From now on this level.
+    pub fn set(&self, level: LevelFilter) {
+        // It fails only when nothing is logged any more.
+        let _ = self.0.reload(targets(level));
+    }
+}
+
+/// Of the libraries' own messages only warnings are kept.
+fn targets(level: LevelFilter) -> Targets {
+    let own = ["common", "graphinator", "tableinator"].map(|target| (target, level));
+    Targets::new().with_targets(own).with_default(level.min(LevelFilter::WARN))
+}
+
+/// Starts logging for the whole process.
+pub fn init(service: &'static str, config: &LogConfig, level: LevelFilter) -> (Recent, Verbosity) {
     let recent = Recent::default();
     let file = config.dir.as_ref().and_then(|dir| open(dir, service));
     let (environment, recent_too) = (config.environment.clone(), recent.clone());
     let layer = JsonLines { service, environment, file: file.map(Mutex::new), recent: recent_too };
-    let libraries = config.level.min(LevelFilter::WARN);
-    let own = ["common", "graphinator", "tableinator"].map(|target| (target, config.level));
-    let filter = Targets::new().with_targets(own).with_default(libraries);
+    let (filter, handle) = reload::Layer::new(targets(level));
     let subscriber = tracing_subscriber::registry().with(layer.with_filter(filter));
     if tracing::subscriber::set_global_default(subscriber).is_ok() {
         // neo4rs and tokio-postgres log through the `log` crate.
         let _ = tracing_log::LogTracer::builder().with_max_level(tracing_log::log::LevelFilter::Warn).init();
     }
-    recent
+    (recent, Verbosity(handle))
 }
 
 fn open(dir: &str, service: &str) -> Option<File> {

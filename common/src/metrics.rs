@@ -52,7 +52,7 @@ pub const DEADLOCKS: &str = "deadlocks_total";
 /// 1 while nothing of this type can be written. Label `data_type`.
 pub const BREAKER: &str = "breaker_state";
 /// Time for which a stage could not go on, a sum of seconds (a gauge, since it has fractions). Labels `data_type`,
-/// `stage`: `source` (a full batch waited for a writer, so that nothing was read).
+/// `stage`: `source` (a full batch waited for a writer, so that nothing was read), `rate` (`RATE_LIMIT` did not let it read).
 pub const BLOCKED: &str = "stage_blocked_seconds_total";
 /// Connections made after the first. Label `peer`: broker, queue.
 pub const RECONNECTS: &str = "reconnects_total";
@@ -66,6 +66,11 @@ pub const CONSUMING: &str = "consuming";
 pub const STANDBY: &str = "standby";
 /// What runs asked to remove, by what came of it (`deleted`, `vetoed`, `skipped`). Labels `data_type`, `outcome`.
 pub const PURGES: &str = "purges_total";
+/// What is in force of what can be changed in a running worker. Label `setting`, the variable's name; seconds, counts, and for
+/// `LOG_LEVEL` 10 (DEBUG), 20, 30 or 40 (ERROR).
+pub const TUNING: &str = "tuning";
+/// How often `TUNING_FILE` was read again. Label `outcome`: applied, unchanged, refused.
+pub const TUNING_RELOADS: &str = "tuning_reloads_total";
 /// When this process started, in seconds since 1970.
 pub const STARTED: &str = "process_start_time_seconds";
 /// Bound of batches in flight per type. Label `data_type`.
@@ -105,6 +110,9 @@ pub fn install(service: &'static str) -> Result<PrometheusHandle, BuildError> {
     metrics::gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION"), "commit" => crate::COMMIT).set(1.0);
     describe_gauge!(STARTED, Unit::Seconds, "When this process started, since 1970");
     metrics::gauge!(STARTED).set(chrono::Utc::now().timestamp_millis() as f64 / 1000.0);
+    for outcome in ["applied", "unchanged", "refused"] {
+        metrics::counter!(TUNING_RELOADS, "outcome" => outcome).increment(0);
+    }
     for peer in ["broker", "database"] {
         metrics::gauge!(CONNECTED, "peer" => peer).set(0.0);
     }
@@ -145,6 +153,7 @@ fn describe() {
         (BISECTIONS, Unit::Count, "Batches split to find a culprit"),
         (DEADLOCKS, Unit::Count, "Attempts that lost against another transaction"),
         (RECONNECTS, Unit::Count, "Connections made after the first"),
+        (TUNING_RELOADS, Unit::Count, "How often TUNING_FILE was read again, by outcome"),
         (PURGES, Unit::Count, "Removals of what a run did not bring, by outcome"),
         (SPANS_EXPORTED, Unit::Count, "Spans that the receiver of traces took"),
         (SPANS_DROPPED, Unit::Count, "Spans that were lost, by reason"),
@@ -164,6 +173,7 @@ fn describe() {
         (DRAIN, Unit::Seconds, "Duration of the drain at shutdown"),
         (CONCURRENCY, Unit::Count, "Bound of batches in flight per type"),
         (BATCH_LIMIT, Unit::Count, "Records that the next batch may hold"),
+        (TUNING, Unit::Count, "What is in force of what can be changed in a running worker, by setting"),
     ] {
         describe_gauge!(name, unit, help);
     }

@@ -21,22 +21,25 @@ use lapin::message::Delivery;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{debug, info};
 
 use crate::adaptive::{Adaptive, Observed};
 use crate::amqp::Source;
 use crate::batch::{Batch, Batcher, Item, Origin, Trigger};
 use crate::data_type::Topology;
 use crate::encoding;
+use crate::kept::Kept;
 use crate::message::{self, Control, Message};
 use crate::metrics as names;
 use crate::queue::{End, Queue};
+use crate::rate::Pace;
 use crate::settle::SettleToken;
 use crate::sink::{Record, Sink};
 use crate::trace::batch::{Tracer, Unacked};
+use crate::tuning::{Tuned, Tuning};
 use crate::turn::{Claim, Turn};
 use crate::watch;
-use crate::writer::{Effort, Interrupted, Writer};
+use crate::writer::{Effort, Interrupted, Unfinished, Writer};
 
 /// For so long a hand-over or a shutdown waits after the subscription. A broker that is told to cancel a consumer while it is just
 /// filling it takes some of these messages back before others, and they come again in another order.
@@ -45,9 +48,9 @@ const FIRST: Duration = Duration::from_secs(1);
 const FIRST_SIZE: usize = 500;
 
 /// What one of the tasks beside the loop did.
-enum Done {
-    Batch { ids: HashSet<String>, full: bool, effort: Effort, outcome: Result<(), Interrupted> },
-    Control(Control, SettleToken, Result<(), Interrupted>),
+enum Done<P> {
+    Batch { ids: HashSet<String>, full: bool, effort: Effort, outcome: Result<(), Unfinished<P>> },
+    Control(Control, SettleToken, Result<(), Unfinished<P>>),
 }
 
 /// One subscription: the state that lives and dies with a channel.
@@ -56,6 +59,8 @@ struct Subscription<'a, S: Sink> {
     turn: &'a Turn,
     source: Source,
     writer: Writer<S>,
+    tuned: Tuned,
+    pace: Pace,
     batcher: Batcher<S::Payload>,
     /// The closed batch that waits for a writer.
     waiting: Option<(Batch<S::Payload>, Instant)>,
@@ -63,13 +68,16 @@ struct Subscription<'a, S: Sink> {
     control: Option<(Control, SettleToken, Instant)>,
     /// Whether one is taking effect. What came after it waits: it must not be written as if it had come before.
     controlling: bool,
-    tasks: JoinSet<Done>,
+    tasks: JoinSet<Done<S::Payload>>,
+    /// What could not be done for so long that everything goes back.
+    kept: Option<Kept<S::Payload>>,
     adaptive: Option<Adaptive>,
     /// Ids of the batches that are being written: a batch with one of them waits, so that versions keep their order.
     in_flight: HashSet<String>,
     /// Traces of batches that are written and not acknowledged.
     unacked: Unacked,
-    /// Nothing more is fetched, and the end is when everything that was is settled: a shutdown, a hand-over, or a fatal error.
+    /// Nothing more is fetched, and the end is when everything that was is settled: a shutdown, a hand-over, another prefetch, or a
+    /// fatal error.
     draining: bool,
     /// All that was fetched is read, or there is no time left to.
     exhausted: bool,
@@ -89,8 +97,16 @@ async fn at(deadline: Option<Instant>) {
     }
 }
 
-/// Runs the pipeline of one subscription to its end.
-pub async fn run<S: Sink>(queue: &Queue<S>, topology: &Topology, turn: &Turn, claim: Claim, source: Source) -> End {
+/// Runs the pipeline of one subscription to its end. Returns also what must work before the next one begins, if anything.
+pub async fn run<S: Sink>(
+    queue: &Queue<S>,
+    topology: &Topology,
+    turn: &Turn,
+    claim: Claim,
+    tuned: Tuned,
+    source: Source,
+) -> (End, Option<Kept<S::Payload>>) {
+    let tuning = tuned.now;
     let cancel = CancellationToken::new();
     let writer = Writer {
         sink: Arc::clone(&queue.sink),
@@ -111,12 +127,15 @@ pub async fn run<S: Sink>(queue: &Queue<S>, topology: &Topology, turn: &Turn, cl
         turn,
         source,
         writer,
-        batcher: Batcher::new(queue.config.limits, tracer),
+        tuned,
+        pace: Pace::new(Arc::clone(&queue.rate), queue.data_type, tuning.rate_limit),
+        batcher: Batcher::new(tuning.limits, tracer),
         waiting: None,
         control: None,
         controlling: false,
         tasks: JoinSet::new(),
-        adaptive: queue.config.adaptive.map(|bounds| Adaptive::new(bounds, FIRST_SIZE)),
+        kept: None,
+        adaptive: tuning.adaptive.map(|bounds| Adaptive::new(bounds, FIRST_SIZE)),
         in_flight: HashSet::new(),
         unacked: Unacked::default(),
         draining: false,
@@ -129,8 +148,9 @@ pub async fn run<S: Sink>(queue: &Queue<S>, topology: &Topology, turn: &Turn, cl
     subscription.adapt();
     let end = subscription.run().await;
     cancel.cancel();
+    let kept = subscription.kept.take();
     subscription.finish(&end).await;
-    end
+    (end, kept)
 }
 
 impl<S: Sink> Subscription<'_, S> {
@@ -149,12 +169,17 @@ impl<S: Sink> Subscription<'_, S> {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         depth.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            if let Some(tuning) = self.tuned.news() {
+                self.tune(tuning);
+            }
             self.dispatch();
             if self.exhausted && self.is_idle() {
                 return End::Drained;
             }
             let stopping = shutdown.is_cancelled() && !self.draining;
             let reading = !self.exhausted && !stopping && self.waiting.is_none() && self.control.is_none();
+            // A shutdown does not wait for it.
+            let held = if reading && self.read_until.is_none() { self.pace.wait() } else { None };
             let deadline = self.batcher.deadline().filter(|_| self.waiting.is_none());
             if let Some(deadline) = deadline.filter(|deadline| *deadline != flush.deadline()) {
                 flush.as_mut().reset(deadline);
@@ -174,7 +199,8 @@ impl<S: Sink> Subscription<'_, S> {
                 }
                 _ = look.tick() => self.look().await,
                 _ = depth.tick(), if !self.draining => self.depth().await,
-                delivery = self.source.next(), if reading => self.receive(delivery),
+                () = at(held), if held.is_some() => Ok(()),
+                delivery = self.source.next(), if reading && held.is_none() => self.receive(delivery),
             };
             if let Err(end) = turn {
                 return end;
@@ -199,6 +225,7 @@ impl<S: Sink> Subscription<'_, S> {
         };
         let now = Instant::now();
         self.last_delivery = now;
+        self.pace.took();
         let data_type = self.queue.data_type;
         metrics::counter!(names::RECEIVED, "data_type" => data_type.name()).increment(1);
         metrics::counter!(names::RECEIVED_BYTES, "data_type" => data_type.name()).increment(delivery.data.len() as u64);
@@ -260,6 +287,13 @@ impl<S: Sink> Subscription<'_, S> {
         metrics::histogram!(names::BATCH_RECORDS, "data_type" => data_type).record(batch.items.len() as f64);
         metrics::histogram!(names::BATCH_BYTES, "data_type" => data_type).record(batch.bytes as f64);
         metrics::histogram!(names::BATCH_WAIT, "data_type" => data_type).record(batch.opened.elapsed().as_secs_f64());
+        debug!(
+            data_type,
+            batch_size = batch.items.len(),
+            batch_bytes = batch.bytes,
+            trigger = batch.trigger.name(),
+            "📦 Batch closed"
+        );
         debug_assert!(self.waiting.is_none(), "nothing is read while a batch waits");
         self.waiting = Some((batch, Instant::now()));
     }
@@ -312,14 +346,14 @@ impl<S: Sink> Subscription<'_, S> {
     }
 
     /// Takes note of a finished task and acknowledges what may be acknowledged.
-    async fn settle(&mut self, done: Result<Done, tokio::task::JoinError>) -> Result<(), End> {
+    async fn settle(&mut self, done: Result<Done<S::Payload>, tokio::task::JoinError>) -> Result<(), End> {
         let outcome = match done {
             Ok(Done::Batch { ids, full, effort, outcome }) => {
                 ids.iter().for_each(|id| {
                     self.in_flight.remove(id);
                 });
                 let Effort { took, troubled, trace } = effort;
-                self.unacked.add(trace, outcome.as_ref().err());
+                self.unacked.add(trace, outcome.as_ref().err().map(|unfinished| &unfinished.why));
                 if let (Some(adaptive), Ok(())) = (&mut self.adaptive, &outcome) {
                     adaptive.observe(Observed { took, full, troubled, pressed: self.waiting.is_some() });
                     self.adapt();
@@ -338,8 +372,11 @@ impl<S: Sink> Subscription<'_, S> {
         };
         self.ack().await?;
         self.gauges();
-        outcome.map_err(|interrupted| match interrupted {
-            Interrupted::HeldTooLong(error) => End::Paused(error),
+        outcome.map_err(|Unfinished { why, kept }| match why {
+            Interrupted::HeldTooLong(error) => {
+                self.kept = kept;
+                End::Paused(error)
+            }
             Interrupted::Fenced(error) => End::Lost(error.message),
             Interrupted::Cancelled => End::Lost("cancelled".to_owned()),
         })
@@ -347,17 +384,28 @@ impl<S: Sink> Subscription<'_, S> {
 
     /// Batches that may be written at the same time.
     fn writers(&self) -> usize {
-        self.adaptive.as_ref().map_or(self.queue.config.writers, Adaptive::writers)
+        self.adaptive.as_ref().map_or(self.tuned.now.writers, Adaptive::writers)
     }
 
-    /// Puts into force what the adaptive mode has come to.
+    /// Takes up other settings, but for the prefetch: see [`Self::look`].
+    fn tune(&mut self, tuning: Tuning) {
+        self.pace.set(tuning.rate_limit);
+        self.batcher.set(tuning.limits);
+        if let (Some(adaptive), Some(bounds)) = (&mut self.adaptive, tuning.adaptive) {
+            adaptive.bound(bounds);
+        }
+        self.tuned.now = tuning;
+        self.adapt();
+    }
+
+    /// Puts into force what the adaptive mode has come to, and shows what is in force.
     fn adapt(&mut self) {
         if let Some(adaptive) = &self.adaptive {
             self.batcher.resize(adaptive.size());
-            let data_type = self.queue.data_type.name();
-            metrics::gauge!(names::BATCH_LIMIT, "data_type" => data_type).set(adaptive.size() as f64);
-            metrics::gauge!(names::CONCURRENCY, "data_type" => data_type).set(adaptive.writers() as f64);
         }
+        let data_type = self.queue.data_type.name();
+        metrics::gauge!(names::BATCH_LIMIT, "data_type" => data_type).set(self.batcher.size() as f64);
+        metrics::gauge!(names::CONCURRENCY, "data_type" => data_type).set(self.writers() as f64);
     }
 
     fn control_done(&self, control: &Control) {
@@ -388,6 +436,7 @@ impl<S: Sink> Subscription<'_, S> {
         let data_type = self.queue.data_type.name();
         match self.source.ack(frame).await {
             Ok(()) => {
+                debug!(data_type, delivery_tag = frame.tag, count = frame.count, "📮 Acknowledged");
                 metrics::counter!(names::ACK_FRAMES, "data_type" => data_type).increment(1);
                 self.unacked.acked(frame.tag);
                 Ok(())
@@ -421,6 +470,17 @@ impl<S: Sink> Subscription<'_, S> {
         if self.writer.fatal.load(Ordering::Relaxed) && !self.draining {
             self.drain().await?;
         }
+        // The broker takes up another prefetch only for a new consumer, and the claim has to say it before that one fetches anything.
+        if self.tuned.now.prefetch != self.writer.claim.prefetch && !self.draining && self.subscribed.elapsed() > FIRST
+        {
+            info!(
+                data_type = self.queue.data_type.name(),
+                from = self.writer.claim.prefetch,
+                to = self.tuned.now.prefetch,
+                "🎛️ Another prefetch: finishing what was fetched, then consuming again"
+            );
+            self.drain().await?;
+        }
         if !self.turn.is_held() {
             return Err(End::Lost("the broker took the turn back".to_owned()));
         }
@@ -452,7 +512,9 @@ impl<S: Sink> Subscription<'_, S> {
                         self.control_done(&control);
                         token.settle();
                     }
-                    Ok(Done::Batch { effort, outcome, .. }) => self.unacked.add(effort.trace, outcome.as_ref().err()),
+                    Ok(Done::Batch { effort, outcome, .. }) => {
+                        self.unacked.add(effort.trace, outcome.as_ref().err().map(|unfinished| &unfinished.why));
+                    }
                     _ => {}
                 }
             }

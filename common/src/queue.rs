@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -13,13 +13,18 @@ use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::data_type::{DataType, Topology};
 use crate::dead_letter::DeadLetters;
+use crate::kept::Kept;
 use crate::metrics as names;
 use crate::pipeline;
+use crate::rate::RateLimit;
+use crate::shares::Shares;
 use crate::sink::{Sink, SinkError};
 use crate::status::Status;
 use crate::trace::export::Exporter;
+use crate::tuning::{InForce, Tuned};
 use crate::turn::{Claim, Turn, Turns};
 use crate::watch::{LOOK, STALLED};
+use crate::writer::count_failure;
 
 /// How long a replica that handed a queue over leaves it to the others.
 const HAND_OVER: Duration = Duration::from_secs(4);
@@ -35,7 +40,11 @@ pub struct Queue<S> {
     /// The database.
     pub sink: Arc<S>,
     /// Who may write at the same time, over all types.
-    pub transactions: Arc<Semaphore>,
+    pub transactions: Arc<Shares>,
+    /// What can change while it runs.
+    pub tuning: watch::Receiver<InForce>,
+    /// How fast all types together may read.
+    pub rate: Arc<RateLimit>,
     /// Where culprits go.
     pub dead_letters: Arc<DeadLetters>,
     /// The queues that this replica consumes.
@@ -50,7 +59,7 @@ pub struct Queue<S> {
 
 /// How a subscription ended.
 pub enum End {
-    /// Everything that was read is settled: the shutdown asked for it, or a fatal error did and is repaired.
+    /// Everything that was read is settled: the shutdown asked for it, or another prefetch, or a fatal error did and is repaired.
     Drained,
     /// The consumer, the channel or the connection is gone, or should be.
     Lost(String),
@@ -63,23 +72,29 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
     let data_type = queue.data_type;
     let topology = Topology::new(&queue.config.broker.prefix, queue.status.service, data_type);
     let mut backoff = Backoff::outage();
-    // Each pause that hands messages back uses up one of their deliveries, so pauses without progress grow, to a quarter of an hour.
+    // What could not be written. Until it can, nothing is fetched.
+    let mut kept = None;
+    let mut rehearsals = rehearsal();
+    // Each time that messages go back uses up one of their deliveries, so these pauses grow to a quarter of an hour. They do so only
+    // if rehearsals are no use.
     let mut pauses = Backoff::new(Duration::from_secs(2), Duration::from_secs(900));
     while !queue.shutdown.is_cancelled() {
-        let end = match until_shutdown(&queue, subscribe(&queue, &topology)).await {
+        let end = match until_shutdown(&queue, subscribe(&queue, &topology, &mut kept)).await {
             None => return,
             Some(Err(end)) => end,
-            Some(Ok((turn, claim, source))) => {
+            Some(Ok((turn, claim, tuned, source))) => {
                 info!(
                     data_type = data_type.name(),
                     queue = topology.queue,
-                    prefetch_count = queue.config.prefetch,
+                    prefetch_count = claim.prefetch,
                     "👂 Consuming"
                 );
                 queue.status.trouble(data_type, None);
                 queue.status.consuming(data_type, true);
                 let (subscribed, before) = (Instant::now(), queue.status.total_committed(data_type));
-                let end = pipeline::run(&queue, &topology, &turn, claim, source).await;
+                let end;
+                (end, kept) = pipeline::run(&queue, &topology, &turn, claim, tuned, source).await;
+                rehearsals = rehearsal();
                 queue.status.consuming(data_type, false);
                 let handed_over = turn.hand_over.is_cancelled();
                 turn.end().await;
@@ -126,14 +141,28 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
             }
         };
         queue.status.trouble(data_type, Some(trouble));
-        until_shutdown(&queue, sleep(backoff.pause())).await;
+        let pause = if kept.is_some() { rehearsals.pause() } else { backoff.pause() };
+        until_shutdown(&queue, sleep(pause)).await;
     }
+}
+
+/// Pauses between rehearsals, 0.12 s to a minute: what PostgreSQL rolls back takes room until the next vacuum.
+fn rehearsal() -> Backoff {
+    Backoff::new(Duration::from_millis(250), Duration::from_secs(60))
 }
 
 /// Makes sure that the database takes records, waits for this replica's turn, and subscribes. In this order: who can't
 /// write takes no turn from others, and a replica on standby is able to go on.
-async fn subscribe<S: Sink>(queue: &Queue<S>, topology: &Topology) -> Result<(Turn, Claim, Source), End> {
+async fn subscribe<S: Sink>(
+    queue: &Queue<S>,
+    topology: &Topology,
+    kept: &mut Option<Kept<S::Payload>>,
+) -> Result<(Turn, Claim, Tuned, Source), End> {
     prepare(queue).await.map_err(End::Paused)?;
+    if let Some(work) = kept {
+        rehearse(queue, work).await.map_err(End::Paused)?;
+        *kept = None;
+    }
     let waiting = || {
         queue.status.trouble(queue.data_type, None);
         queue.status.standby(queue.data_type);
@@ -141,13 +170,14 @@ async fn subscribe<S: Sink>(queue: &Queue<S>, topology: &Topology) -> Result<(Tu
     let turn = Turn::wait(&queue.broker, topology, queue.data_type, &queue.turns, waiting).await;
     let turn = turn.map_err(|e| End::Lost(e.to_string()))?;
     queue.status.consuming(queue.data_type, false); // and not on standby any more
-    let claim = Claim::new(&topology.queue, queue.config.prefetch);
+    let tuned = Tuned::new(queue.tuning.clone());
+    let claim = Claim::new(&topology.queue, tuned.now.prefetch);
     let lost = || End::Lost("the broker took the turn back".to_owned());
     // Right before the claim, which would stop whoever has the turn by now.
     let source = if turn.is_granted().await { open(queue, topology, &claim).await } else { Err(lost()) };
     match source {
         Ok(_) if !turn.is_held() => Err(lost()),
-        Ok(source) => Ok((turn, claim, source)),
+        Ok(source) => Ok((turn, claim, tuned, source)),
         Err(end) => {
             turn.end().await;
             Err(end)
@@ -165,6 +195,21 @@ async fn prepare<S: Sink>(queue: &Queue<S>) -> Result<(), SinkError> {
     queue.sink.prepare(queue.data_type).await
 }
 
+/// Tries what could not be written.
+async fn rehearse<S: Sink>(queue: &Queue<S>, work: &Kept<S::Payload>) -> Result<(), SinkError> {
+    let data_type = queue.data_type;
+    let limit = queue.config.write_timeout;
+    let slot = queue.transactions.acquire(data_type, work.len()).await;
+    let tried = timeout(limit, work.rehearse(&*queue.sink, data_type)).await;
+    drop(slot);
+    let tried = tried.unwrap_or_else(|_| Err(SinkError::timeout(limit)));
+    match &tried {
+        Ok(()) => info!(data_type = data_type.name(), "▶️ Rehearsed what could not be written, consuming again"),
+        Err(error) => count_failure(data_type, error),
+    }
+    tried
+}
+
 /// Takes the right to write in the database before anything is fetched. What earlier owners left behind must fit into the prefetch: if this
 /// one took only some of it and died, the broker would put that behind the rest, and versions of a record would change places.
 async fn open<S: Sink>(queue: &Queue<S>, topology: &Topology, claim: &Claim) -> Result<Source, End> {
@@ -180,7 +225,8 @@ async fn open<S: Sink>(queue: &Queue<S>, topology: &Topology, claim: &Claim) -> 
              until the next orderly end, so that they stay in order"
         );
     }
-    let source = Source::open(&queue.broker, topology, prefetch, queue.config.hold_limit * 2).await;
+    let (priority, consumer_timeout) = (queue.config.priority, queue.config.hold_limit * 2);
+    let source = Source::open(&queue.broker, topology, prefetch, priority, consumer_timeout).await;
     source.map_err(|e| End::Lost(e.to_string()))
 }
 

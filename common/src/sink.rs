@@ -65,6 +65,17 @@ pub trait Sink: Send + Sync + 'static {
         phases: &mut Phases,
     ) -> impl Future<Output = Result<WriteReport, SinkError>> + Send;
 
+    /// Does what [`write`](Sink::write) does with records that may have been written before, but commits nothing, for as long as nobody
+    /// may write them: their messages are with the broker.
+    ///
+    /// # Errors
+    /// [`SinkError`], classified as that of a write.
+    fn rehearse(
+        &self,
+        data_type: DataType,
+        batch: &[&Record<Self::Payload>],
+    ) -> impl Future<Output = Result<(), SinkError>> + Send;
+
     /// Remembers durably that a record of this type is about to be dead-lettered in this run.
     fn note_dead_letter(&self, data_type: DataType) -> impl Future<Output = Result<(), SinkError>> + Send;
 

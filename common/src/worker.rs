@@ -5,21 +5,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::amqp::Broker;
-use crate::config::{Config, Setting};
+use crate::config::Config;
 use crate::data_type::DataType;
 use crate::dead_letter::DeadLetters;
 use crate::http::{self, About, Probe};
 use crate::queue::{self, Queue};
+use crate::rate::RateLimit;
+use crate::shares::Shares;
 use crate::sink::Sink;
 use crate::status::Status;
 use crate::trace::export::Exporter;
+use crate::tuning::{InForce, Tuner};
 use crate::turn::Turns;
 use crate::{logging, metrics};
 
@@ -50,30 +53,29 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Runs a worker until SIGTERM or SIGINT. `notes` are what the configuration wants to have said once, `settings` what the page
-/// at `/` shows of it.
+/// Runs a worker until SIGTERM or SIGINT. `notes` are what the configuration wants to have said once, `tuner` what changes it at
+/// SIGHUP.
 pub async fn run<S: Sink>(
     service: &'static str,
     database: &'static str,
-    config: Config,
+    config: Arc<Config>,
     notes: Vec<String>,
-    settings: Vec<Setting>,
+    mut tuner: Tuner,
     sink: S,
 ) -> Exit {
-    let recent = logging::init(service, &config.log);
+    let (recent, verbosity) = logging::init(service, &config.log, config.tuning.log_level);
     let status = Arc::new(Status::new(service, database));
     let started = async {
         let prometheus = metrics::install(service).map_err(|e| e.to_string())?;
         let listener = http::bind(config.health_port)
             .await
             .map_err(|e| format!("can't listen on port {}: {e}; set HEALTH_PORT", config.health_port))?;
-        let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
-        match signals {
-            (Ok(term), Ok(int)) => Ok((prometheus, listener, term, int)),
-            (Err(e), _) | (_, Err(e)) => Err(format!("can't handle signals: {e}")),
-        }
+        let handled = |kind| signal(kind).map_err(|e| format!("can't handle signals: {e}"));
+        let (term, int) = (handled(SignalKind::terminate())?, handled(SignalKind::interrupt())?);
+        Ok((prometheus, listener, term, int, handled(SignalKind::hangup())?))
     };
-    let (prometheus, listener, mut term, mut int) = match started.await {
+    let started: Result<_, String> = started.await;
+    let (prometheus, listener, mut term, mut int, mut hangup) = match started {
         Ok(started) => started,
         Err(reason) => {
             error!(reason, "❌ Can't start");
@@ -83,25 +85,35 @@ pub async fn run<S: Sink>(
     info!(
         version = crate::VERSION,
         health_port = listener.local_addr().map(|a| a.port()).unwrap_or_default(),
-        batch_size = config.limits.count,
-        flush_interval = config.limits.interval.as_secs_f64(),
-        prefetch_count = config.prefetch,
-        writers = config.writers,
+        batch_size = config.tuning.limits.count,
+        flush_interval = config.tuning.limits.interval.as_secs_f64(),
+        prefetch_count = config.tuning.prefetch,
+        writers = config.tuning.writers,
+        rate_limit = config.tuning.rate_limit,
         "🚀 Starting {service}"
     );
     for note in notes {
         warn!("⚙️ {note}");
     }
     let probe = Arc::clone(&status) as Arc<dyn Probe>;
-    let http = tokio::spawn(http::serve_with_page(listener, probe, prometheus, About { settings, recent }));
+    tuner.show();
+    let in_force = tuner.watch();
+    let about = About { in_force: in_force.clone(), recent };
+    let http = tokio::spawn(http::serve_with_page(listener, probe, prometheus, about));
+    let tuning = tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            tuner.reload(&verbosity);
+        }
+    });
     let exporter = config.trace.as_ref().map(|trace| Exporter::start(service, &config.log.environment, trace));
-    let exit = pipelines(config, sink, &status, &exporter, async {
+    let exit = pipelines(config, in_force, sink, &status, &exporter, async {
         tokio::select! {
             _ = term.recv() => {}
             _ = int.recv() => {}
         }
     })
     .await;
+    tuning.abort();
     if let Some(exporter) = exporter {
         exporter.shutdown().await;
     }
@@ -110,23 +122,25 @@ pub async fn run<S: Sink>(
 }
 
 async fn pipelines<S: Sink>(
-    config: Config,
+    config: Arc<Config>,
+    tuning: watch::Receiver<InForce>,
     sink: S,
     status: &Arc<Status>,
     exporter: &Option<Arc<Exporter>>,
     stop: impl Future<Output = ()>,
 ) -> Exit {
-    let (config, sink) = (Arc::new(config), Arc::new(sink));
+    let sink = Arc::new(sink);
     let broker = Broker::new(config.broker.clone(), status.service);
     let dead_letters = Arc::new(DeadLetters::new(Arc::clone(&broker), status.service));
     let shutdown = CancellationToken::new();
-    let transactions = Arc::new(Semaphore::new(config.transactions));
+    let transactions = Shares::new(config.slots(), config.weights.unwrap_or([1; 4]));
     let turns = Arc::new(Turns::default());
+    let rate = RateLimit::new();
     let mut queues = JoinSet::new();
     for data_type in DataType::ALL {
         metrics::start_at_zero(data_type);
-        ::metrics::gauge!(metrics::CONCURRENCY, "data_type" => data_type.name()).set(config.writers as f64);
-        ::metrics::gauge!(metrics::BATCH_LIMIT, "data_type" => data_type.name()).set(config.limits.count as f64);
+        ::metrics::gauge!(metrics::CONCURRENCY, "data_type" => data_type.name()).set(config.tuning.writers as f64);
+        ::metrics::gauge!(metrics::BATCH_LIMIT, "data_type" => data_type.name()).set(config.tuning.limits.count as f64);
         queues.spawn(queue::run(Queue {
             data_type,
             config: Arc::clone(&config),
@@ -134,6 +148,8 @@ async fn pipelines<S: Sink>(
             sink: Arc::clone(&sink),
             transactions: Arc::clone(&transactions),
             turns: Arc::clone(&turns),
+            tuning: tuning.clone(),
+            rate: Arc::clone(&rate),
             dead_letters: Arc::clone(&dead_letters),
             status: Arc::clone(status),
             exporter: exporter.clone(),

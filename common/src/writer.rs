@@ -6,19 +6,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::amqp::DELIVERY_LIMIT;
 use crate::backoff::Backoff;
 use crate::batch::{Batch, Item, Origin};
 use crate::data_type::{DataType, Topology};
 use crate::dead_letter::{DeadLetters, Reason};
+use crate::kept::Kept;
 use crate::message::Control;
 use crate::metrics as names;
 use crate::phases::Phases;
+use crate::shares::Shares;
 use crate::sink::{Class, Record, Sink, SinkError, WriteReport};
 use crate::status::Status;
 use crate::trace::batch::BatchTrace;
@@ -42,7 +43,7 @@ pub struct Writer<S> {
     /// Shared state.
     pub status: Arc<Status>,
     /// Who may write at the same time, over all types. Waiting for it is no part of an attempt.
-    pub transactions: Arc<Semaphore>,
+    pub transactions: Arc<Shares>,
     /// Set while a fatal error holds a batch: nothing more may be fetched.
     pub fatal: Arc<AtomicBool>,
     /// Longest attempt.
@@ -93,6 +94,28 @@ pub enum Interrupted {
     Cancelled,
 }
 
+impl Interrupted {
+    /// With what could not be done.
+    fn keeping<P>(self, kept: Kept<P>) -> Unfinished<P> {
+        Unfinished { why: self, kept: Some(kept) }
+    }
+}
+
+/// Work that was interrupted.
+#[derive(Debug)]
+pub struct Unfinished<P> {
+    /// Why.
+    pub why: Interrupted,
+    /// What could not be done; `None` if it was not tried, or cannot be tried alone.
+    pub kept: Option<Kept<P>>,
+}
+
+impl<P> From<Interrupted> for Unfinished<P> {
+    fn from(why: Interrupted) -> Self {
+        Unfinished { why, kept: None }
+    }
+}
+
 /// The versions of one record in a batch, oldest first. Only the last is written; the others share its fate.
 struct Versions<P>(Vec<(Record<P>, Origin)>);
 
@@ -104,13 +127,13 @@ impl<P> Versions<P> {
 
 impl<S: Sink> Writer<S> {
     /// Writes a batch. On return every delivery in it is settled, or undecided because of the error.
-    pub async fn write(&self, mut batch: Batch<S::Payload>) -> (Effort, Result<(), Interrupted>) {
+    pub async fn write(&self, mut batch: Batch<S::Payload>) -> (Effort, Result<(), Unfinished<S::Payload>>) {
         let mut effort = Effort { trace: batch.trace.take(), ..Effort::default() };
         let outcome = self.write_all(batch, &mut effort).await;
         (effort, outcome)
     }
 
-    async fn write_all(&self, batch: Batch<S::Payload>, effort: &mut Effort) -> Result<(), Interrupted> {
+    async fn write_all(&self, batch: Batch<S::Payload>, effort: &mut Effort) -> Result<(), Unfinished<S::Payload>> {
         let started = Instant::now();
         let size = batch.items.len();
         // The broker dead-letters without asking. Whoever compares what a run has brought must know that before.
@@ -144,14 +167,21 @@ impl<S: Sink> Writer<S> {
         records: Vec<Versions<S::Payload>>,
         opened: Instant,
         effort: &mut Effort,
-    ) -> Result<(), Interrupted> {
+    ) -> Result<(), Unfinished<S::Payload>> {
         let mut again = records.iter().flat_map(|v| &v.0).any(|(_, origin)| origin.redelivered);
         let mut parts = vec![records];
         while let Some(mut part) = parts.pop() {
             if self.cancel.is_cancelled() {
-                return Err(Interrupted::Cancelled);
+                return Err(Interrupted::Cancelled.into());
             }
-            match self.attempts(&part, &mut again, opened, effort).await? {
+            let tried = match self.attempts(&part, &mut again, opened, effort).await {
+                Ok(tried) => tried,
+                Err(why) => {
+                    let newest = part.into_iter().filter_map(|mut versions| versions.0.pop());
+                    return Err(why.keeping(Kept::Records(newest.map(|(record, _)| record).collect())));
+                }
+            };
+            match tried {
                 Ok(report) => self.committed(part, report, effort),
                 Err(poison) if part.len() > 1 => {
                     if let Some(trace) = &mut effort.trace {
@@ -196,12 +226,12 @@ impl<S: Sink> Writer<S> {
         let mut retry = Retry::new(self, opened);
         loop {
             let asked = Instant::now();
-            let permit = self.transactions.acquire().await;
+            let slot = self.transactions.acquire(self.data_type, part.len()).await;
             let started = Instant::now();
             let mut phases = Phases::new(self.data_type, effort.trace.is_some());
             let write = self.sink.write(self.data_type, &newest, *again, &self.claim, &mut phases);
             let written = self.bounded(write).await;
-            drop(permit);
+            drop(slot);
             if let Some(trace) = &mut effort.trace {
                 trace.attempt((asked.into_std(), started.into_std()), part.len(), phases, written.as_ref().err());
             }
@@ -254,10 +284,10 @@ impl<S: Sink> Writer<S> {
         self.status.committed(self.data_type, deliveries);
     }
 
-    async fn note_dead_letter(&self, since: Instant) -> Result<(), Interrupted> {
+    async fn note_dead_letter(&self, since: Instant) -> Result<(), Unfinished<S::Payload>> {
         let mut retry = Retry::new(self, since);
         while let Err(error) = self.bounded(self.sink.note_dead_letter(self.data_type)).await {
-            retry.after(error).await?;
+            retry.after(error).await.map_err(|why| why.keeping(Kept::DeadLetter))?;
         }
         Ok(())
     }
@@ -269,7 +299,7 @@ impl<S: Sink> Writer<S> {
         reason: Reason,
         since: Instant,
         effort: &mut Effort,
-    ) -> Result<(), Interrupted> {
+    ) -> Result<(), Unfinished<S::Payload>> {
         self.note_dead_letter(since).await?;
         let mut retry = Retry::new(self, since);
         while let Err(error) = self.dead_letters.publish(&self.topology, body, &origin, &reason).await {
@@ -298,11 +328,11 @@ impl<S: Sink> Writer<S> {
     /// Lets a control message take effect that came at `received`. Every earlier delivery of this channel must be settled.
     ///
     /// # Errors
-    /// [`Interrupted`]; the control message comes back then.
-    pub async fn control(&self, control: &Control, received: Instant) -> Result<(), Interrupted> {
+    /// [`Unfinished`]; the control message comes back then.
+    pub async fn control(&self, control: &Control, received: Instant) -> Result<(), Unfinished<S::Payload>> {
         let mut retry = Retry::new(self, received);
         while let Err(error) = self.bounded(self.sink.control(self.data_type, control)).await {
-            retry.after(error).await?;
+            retry.after(error).await.map_err(|why| why.keeping(Kept::Control(control.clone())))?;
         }
         self.status.trouble(self.data_type, None);
         Ok(())
@@ -329,12 +359,7 @@ impl<'a, S: Sink> Retry<'a, S> {
     /// Waits as the error's class demands, or says why waiting makes no sense.
     async fn after(&mut self, error: SinkError) -> Result<(), Interrupted> {
         let data_type = self.writer.data_type.name();
-        let labels = [
-            ("data_type", data_type.to_owned()),
-            ("class", error.class.name().to_owned()),
-            ("code", error.code.clone()),
-        ];
-        metrics::counter!(names::RETRIES, &labels).increment(1);
+        count_failure(self.writer.data_type, &error);
         if error.is_fenced() {
             return Err(Interrupted::Fenced(error));
         }
@@ -344,6 +369,12 @@ impl<'a, S: Sink> Retry<'a, S> {
         let pause = match error.class {
             Class::Conflict => {
                 metrics::counter!(names::DEADLOCKS, "data_type" => data_type).increment(1);
+                debug!(
+                    data_type,
+                    code = error.code,
+                    error = error.message,
+                    "🔁 Lost against another transaction, trying again"
+                );
                 self.conflict.pause()
             }
             Class::Transient | Class::TooLarge => {
@@ -379,6 +410,16 @@ impl<'a, S: Sink> Retry<'a, S> {
             () = sleep(pause) => Ok(()),
         }
     }
+}
+
+/// Counts a failed attempt.
+pub fn count_failure(data_type: DataType, error: &SinkError) {
+    let labels = [
+        ("data_type", data_type.name().to_owned()),
+        ("class", error.class.name().to_owned()),
+        ("code", error.code.clone()),
+    ];
+    metrics::counter!(names::RETRIES, &labels).increment(1);
 }
 
 type Rejected = (Reason, Vec<u8>, Origin);

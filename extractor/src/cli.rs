@@ -10,12 +10,11 @@ use clap::{Args, Parser, Subcommand};
 use common::config::{Env, help_text};
 use common::{DataType, http, metrics};
 use indicatif::HumanCount;
-use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use crate::bindings::Management;
 use crate::compress::Compression;
 use crate::config::{self, Config, TABLES};
 use crate::file::Shared;
@@ -26,7 +25,8 @@ use crate::publish::{self, Target};
 use crate::rules::Rules;
 use crate::run::Done;
 use crate::state::{State, VersionState, fingerprint};
-use crate::{convert, generate, inspect, webhook};
+use crate::webhook::Webhook;
+use crate::{convert, generate, inspect};
 
 const EXIT_CODES: &str = "Exit status of `run`, also if all was done before: 0 everything is published, 1 everything but \
 rejected records, 2 could not start, 3 not finished: run it again to go on";
@@ -129,7 +129,7 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("extractor: {e}");
+            tell(&format!("extractor: {e}"));
             ExitCode::from(1)
         }
     }
@@ -147,7 +147,7 @@ fn start(args: RunArgs) -> ExitCode {
         Err(e) => Err(format!("can't start the runtime: {e}")),
     };
     let exit = exit.unwrap_or_else(|e| {
-        eprintln!("extractor: {e}");
+        tell(&format!("extractor: {e}"));
         Exit::CantStart
     });
     ExitCode::from(exit as u8)
@@ -175,7 +175,8 @@ async fn run(args: RunArgs) -> Result<Exit, String> {
 
     let mut exit = Exit::Complete;
     let mut prepared = false;
-    let mut calls = JoinSet::new(); // nobody waits for them before the end
+    let mut webhook = Webhook::new(config.webhook.clone(), Arc::clone(&shared));
+    webhook.call(); // what an earlier run owes
     for plan in &plans {
         let known = shared.state.version(&plan.version);
         if !args.force && known.announced_at.is_some() {
@@ -190,11 +191,11 @@ async fn run(args: RunArgs) -> Result<Exit, String> {
             continue;
         }
         if !prepared {
-            prepare(&shared, Duration::from_secs(args.wait)).await?;
+            prepare(&shared, config.management.as_ref(), Duration::from_secs(args.wait)).await?;
             prepared = true;
         }
         let cant_save = |e| format!("the state can't be saved in {}: {e}", shared.directory.display());
-        match crate::run::version(&shared, plan, args.force).await.map_err(cant_save)? {
+        match crate::run::version(&shared, plan, args.force, webhook.is_set()).await.map_err(cant_save)? {
             Done::Before => {
                 let version = &plan.version;
                 say(&format!("These files of dump {version} were published before; --force publishes them again.\n"));
@@ -207,20 +208,12 @@ async fn run(args: RunArgs) -> Result<Exit, String> {
                     (true, 0) => Exit::Complete,
                     (true, _) => Exit::Rejects,
                 });
-                if let Some(url) = config.webhook.clone().filter(|_| summary.announced) {
-                    let event = json!({"event": "extraction_complete", "run": summary.to_json()});
-                    calls.spawn(webhook::post(url, event));
-                }
+                webhook.call();
             }
         }
     }
-    let called = tokio::select! {
-        biased; // nobody is told of an interruption when nothing was to be called
-        called = calls.join_all() => called,
-        () = shared.stop.cancelled() => vec![Err("interrupted".to_owned())],
-    };
-    for e in called.into_iter().filter_map(Result::err) {
-        say(&format!("  warning: COMPLETION_WEBHOOK_URL could not be called: {e}\n"));
+    for e in webhook.finish().await {
+        say(&format!("  warning: COMPLETION_WEBHOOK_URL could not be called: {e}; the next run tries again\n"));
     }
     Ok(exit)
 }
@@ -266,14 +259,24 @@ pub fn say(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
+/// A line to the standard error, unless nobody reads it.
+pub fn tell(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// Makes sure that the broker is there and that nobody would miss a message.
-async fn prepare(shared: &Shared, wait: Duration) -> Result<(), String> {
+async fn prepare(shared: &Shared, management: Option<&Management>, wait: Duration) -> Result<(), String> {
     let deadline = Instant::now() + wait;
     let broker = publish::broker(&shared.broker);
+    let targets = DataType::ALL.map(|data_type| Target::new(&shared.broker.prefix, data_type, &shared.workers));
     loop {
-        let mut problems: Vec<String> = Vec::new();
-        for data_type in DataType::ALL {
-            let target = Target::new(&shared.broker.prefix, data_type, &shared.workers);
+        let mut problems: Vec<String> = match management {
+            Some(management) => management.problems(&targets).await,
+            None => Vec::new(),
+        };
+        let bound = problems.is_empty();
+        // Preparing binds the queues: not those that are refused.
+        for target in targets.iter().filter(|_| bound) {
             if let Err(e) = target.prepare(&broker).await {
                 let problem = e.to_string();
                 if !problems.contains(&problem) {

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use clap::Args;
 use common::DataType;
 
-use crate::cli::data_type;
-use crate::input::{Input, Next, Records};
-use crate::message::{Canonical, Encoder};
+use crate::cli::{data_type, tell};
+use crate::input::{Format, Input, Next, Records};
+use crate::message::{Canonical, Encoder, Outcome};
 use crate::node::{Node, Object};
 use crate::plan::{Wanted, plan};
 use crate::table::cell;
@@ -25,6 +25,9 @@ pub struct ConvertArgs {
     /// What is in the file, if its name does not say it
     #[arg(long = "type", value_name = "TYPE", value_parser = data_type)]
     pub data_type: Option<DataType>,
+    /// How the records are written, if neither the file's name nor its first byte tells it
+    #[arg(long)]
+    pub format: Option<Format>,
 }
 
 /// Formats that can be written.
@@ -36,7 +39,23 @@ pub enum To {
     Csv,
 }
 
-/// Writes the records to the standard output. Bad ones are told on the standard error.
+/// Why a file is not converted, or not all of it.
+#[derive(Debug)]
+enum Fault {
+    /// What went wrong, for a person.
+    Said(String),
+    /// The standard output takes nothing.
+    Output(io::Error),
+}
+
+impl From<io::Error> for Fault {
+    fn from(e: io::Error) -> Self {
+        Fault::Output(e)
+    }
+}
+
+/// Writes the records to the standard output. Bad ones are told on the standard error. If whoever reads the output has
+/// enough, as `head` has, that is the end, and no error.
 ///
 /// # Errors
 /// What went wrong, for a person.
@@ -45,30 +64,40 @@ pub fn run(args: &ConvertArgs) -> Result<(), String> {
     let input = plan(&wanted)?.remove(0).inputs.remove(0);
     let mut out = BufWriter::new(io::stdout().lock());
     let bad = match args.to {
-        To::Jsonl => jsonl(&input, &mut out),
-        To::Csv => csv(&input, &mut out),
-    }?;
-    out.flush().map_err(|e| e.to_string())?;
-    if bad > 0 { Err(format!("{bad} records of {} can't be converted", input.name())) } else { Ok(()) }
+        To::Jsonl => jsonl(&input, args.format, &mut out),
+        To::Csv => csv(&input, args.format, &mut out),
+    };
+    match bad.and_then(|bad| Ok(out.flush().map(|()| bad)?)) {
+        Ok(0) => Ok(()),
+        Ok(bad) => Err(format!("{}: {bad} records are left out, as told above; all others are written", input.name())),
+        Err(Fault::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(Fault::Output(e)) => Err(format!("the standard output can't be written: {e}")),
+        Err(Fault::Said(e)) => Err(e),
+    }
 }
 
-fn jsonl(input: &Input, out: &mut impl Write) -> Result<u64, String> {
-    let mut line = Vec::new();
-    each(input, |mut record| {
-        line.clear();
-        record.write(&mut line);
-        line.push(b'\n');
-        out.write_all(&line)
-    })
+fn jsonl(input: &Input, format: Option<Format>, out: &mut impl Write) -> Result<u64, Fault> {
+    let mut bad = 0;
+    let told = |text: String| {
+        bad += 1;
+        tell(&text);
+    };
+    each(input, format, told, |mut record| {
+        record.write(out)?;
+        out.write_all(b"\n")
+    })?;
+    Ok(bad)
 }
 
 /// Two passes: one for the fields that occur, one for the rows.
-fn csv(input: &Input, out: &mut impl Write) -> Result<u64, String> {
+fn csv(input: &Input, format: Option<Format>, out: &mut impl Write) -> Result<u64, Fault> {
     if input.is_stdin() {
-        return Err("CSV needs two passes over the file, and the standard input can be read only once".to_owned());
+        let why = "CSV needs two passes, and the standard input can be read only once: save it to a file first, or \
+                   take --to jsonl";
+        return Err(Fault::Said(format!("{}: {why}", input.name())));
     }
     let mut header: BTreeSet<String> = BTreeSet::new();
-    each(input, |record| {
+    each(input, format, drop, |record| {
         for (key, _) in record.entries() {
             if !header.contains(key.as_ref()) {
                 header.insert(key.to_string());
@@ -77,23 +106,41 @@ fn csv(input: &Input, out: &mut impl Write) -> Result<u64, String> {
         Ok(())
     })?;
     let mut rows = csv::Writer::from_writer(out);
-    rows.write_record(&header).map_err(|e| e.to_string())?;
-    let bad = each(input, |mut record| {
+    rows.write_record(&header).map_err(of_csv)?;
+    let mut bad = 0;
+    let told = |text: String| {
+        bad += 1;
+        tell(&text);
+    };
+    each(input, format, told, |mut record| {
         let cells =
             header.iter().map(|name| record.get_mut(name).map(|node: &mut Node<'_>| cell(node)).unwrap_or_default());
         let cells: Vec<String> = cells.collect();
-        rows.write_record(&cells).map_err(io::Error::other)
+        rows.write_record(&cells).map_err(of_csv)
     })?;
-    rows.flush().map_err(|e| e.to_string())?;
+    rows.flush()?;
     Ok(bad)
 }
 
-/// Calls `take` with each record. Returns how many are bad.
-fn each(input: &Input, mut take: impl FnMut(Object<'_>) -> io::Result<()>) -> Result<u64, String> {
-    let named = |e: &dyn std::fmt::Display| format!("{}: {e}", input.name());
+/// The error beneath: whether the output is closed must be told.
+fn of_csv(e: csv::Error) -> io::Error {
+    match e.into_kind() {
+        csv::ErrorKind::Io(e) => e,
+        other => io::Error::other(format!("{other:?}")),
+    }
+}
+
+/// Calls `take` with each record, and `bad` with a line about each that is none.
+fn each(
+    input: &Input,
+    format: Option<Format>,
+    mut bad: impl FnMut(String),
+    mut take: impl FnMut(Object<'_>) -> io::Result<()>,
+) -> Result<(), Fault> {
+    let name = input.name();
+    let named = |e: &dyn std::fmt::Display| Fault::Said(format!("{name}: {e}"));
     let encoder = Encoder::new(input.data_type, None);
-    let mut records = Records::open(input, None, Default::default()).map_err(|e| named(&e))?;
-    let mut bad = 0;
+    let mut records = Records::open(input, format, Default::default()).map_err(|e| named(&e))?;
     loop {
         let next = records.next(|record| match encoder.canonical(record) {
             Ok(Canonical { mut record, hash, .. }) => {
@@ -104,18 +151,14 @@ fn each(input: &Input, mut take: impl FnMut(Object<'_>) -> io::Result<()>) -> Re
             }
             Err(outcome) => Ok(Some(outcome)),
         });
-        match next.map_err(|e| named(&e))? {
-            Next::Record(Ok(None), _) => {}
-            Next::Record(Ok(Some(outcome)), place) => {
-                bad += 1;
-                eprintln!("line {}: {outcome:?}", place.line);
-            }
-            Next::Record(Err(e), _) => return Err(e.to_string()),
-            Next::Bad(found) => {
-                bad += 1;
-                eprintln!("line {}: {}: {}", found.begin.line, found.reason, found.detail);
-            }
-            Next::End => return Ok(bad),
-        }
+        let (place, reason, detail) = match next.map_err(|e| named(&e))? {
+            Next::Record(taken, place) => match taken? {
+                Some(Outcome::Unusable { reason, detail, .. }) => (place, reason, detail),
+                _ => continue, // without rules nothing is skipped
+            },
+            Next::Bad(bad) => (bad.begin, bad.reason, bad.detail),
+            Next::End => return Ok(()),
+        };
+        bad(format!("{name}: the record that begins in line {} is left out: {reason}: {detail}", place.line));
     }
 }

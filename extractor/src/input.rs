@@ -83,7 +83,7 @@ pub enum ReadError {
         found: String,
     },
     /// It has no header, or none with an id.
-    #[error("no header row with a column `id`: {0}")]
+    #[error("expected a header row with a column `id`, and no name twice: {0}")]
     Header(String),
 }
 
@@ -137,8 +137,7 @@ impl Input {
     }
 }
 
-/// Largest record in bytes of its file's format. The largest real release has 0.3 MB; in JSON a byte may become six, and
-/// RabbitMQ 4 takes messages of 16 MiB unless told otherwise.
+/// Largest record in bytes, both of its file's format and of its JSON. The largest real release has 0.3 MB.
 pub const MAX_RECORD: usize = 2 << 20;
 /// Power of two of the largest window that a zstd file may ask for: 8 MiB, which is zstd's own up to level 19.
 const ZSTD_WINDOW: u32 = 23;
@@ -396,13 +395,18 @@ mod tests {
     fn a_name_decides_the_format_whatever_the_first_line_is() {
         let record = r#"{"id":"1"}"#.to_owned();
         let cut_off = "the file is cut off: it ends before </labels>";
-        let no_header = "no header row with a column `id`: ";
+        let no_header = "expected a header row with a column `id`, and no name twice: ";
         for (name, text, records, error) in [
             ("x.jsonl", "", vec![], Some("the file is empty")),
             ("x.jsonl", "\n", vec![], None),
             ("x.jsonl", "garbage\n{\"id\":\"1\"}\n", vec!["malformed_json".to_owned(), record.clone()], None),
             ("x.ndjson", "<id>\n{\"id\":\"1\"}\n", vec!["malformed_json".to_owned(), record.clone()], None),
-            ("x.csv", "", vec![], Some("no header row with a column `id`: the file is empty")),
+            (
+                "x.csv",
+                "",
+                vec![],
+                Some("expected a header row with a column `id`, and no name twice: the file is empty"),
+            ),
             ("x.csv", "{\n1\n", vec![], Some(no_header)),
             ("x.csv", "<a>,id\n,1\n", vec![record.clone()], None),
             ("x.xml", "", vec![], Some(cut_off)),

@@ -8,7 +8,7 @@ use common::DataType;
 use indicatif::{HumanBytes, HumanCount};
 
 use crate::cli::{data_type, say};
-use crate::input::{Input, Next, Records};
+use crate::input::{Format, Input, Next, Records};
 use crate::message::{Canonical, Encoder, Outcome};
 use crate::node::{Node, Object};
 use crate::plan::{Wanted, plan};
@@ -22,33 +22,45 @@ pub struct InspectArgs {
     /// What is in files that don't say it in their names
     #[arg(long = "type", value_name = "TYPE", value_parser = data_type)]
     pub data_type: Option<DataType>,
+    /// How the records are written, if neither a file's name nor its first byte tells it
+    #[arg(long)]
+    pub format: Option<Format>,
 }
 
 /// Prints what is in each file.
 ///
 /// # Errors
-/// What went wrong, for a person.
+/// Which files could not be read to their ends, and why, for a person.
 pub fn run(args: &InspectArgs) -> Result<(), String> {
+    let mut inputs = Vec::new();
     for path in &args.paths {
-        let wanted = Wanted::file(path, args.data_type);
         if path.is_dir() {
-            return Err(format!("{} is a folder: give files", path.display()));
+            return Err(format!("{} is a folder: give its files", path.display()));
         }
-        for input in plan(&wanted)?.into_iter().flat_map(|plan| plan.inputs) {
-            let (report, ended) = inspect(&input);
-            say(&report.to_text(&input));
-            if let Err(e) = ended {
-                return Err(format!("{}: {e}", input.name()));
-            }
+        inputs.extend(plan(&Wanted::file(path, args.data_type))?.into_iter().flat_map(|plan| plan.inputs));
+    }
+    let mut errors = Vec::new();
+    for input in &inputs {
+        let (report, ended) = inspect(input, args.format);
+        say(&report.to_text(input));
+        if let Err(e) = ended {
+            say("  That is only what comes before the place where the file could not be read further.\n");
+            errors.push(format!("{}: {e}", input.name()));
         }
     }
-    Ok(())
+    if errors.is_empty() { Ok(()) } else { Err(errors.join("\nextractor: ")) }
 }
 
 /// Examples that are kept of each oddity.
 const EXAMPLES: usize = 3;
+/// Fields that are counted by their names, so that memory does not grow with the file.
+const FIELDS: usize = 200;
+const OTHERS: &str = "(others)";
 /// Most bytes of an indexed text: PostgreSQL refuses index rows of more than 2,704.
 const INDEXED: usize = 2_704;
+
+/// How often each thing was found, and where first.
+type Found = BTreeMap<&'static str, (u64, Vec<String>)>;
 
 /// What was found in a file.
 #[derive(Clone, Debug, Default)]
@@ -60,56 +72,60 @@ pub struct Report {
     sizes: Sizes,
     largest: (u64, String),
     fields: BTreeMap<String, u64>,
-    oddities: BTreeMap<&'static str, (u64, Vec<String>)>,
+    rejects: Found,
+    oddities: Found,
     last_id: Option<u64>,
 }
 
-/// Reads a whole file. Says how far it came, and why not further.
-pub fn inspect(input: &Input) -> (Report, Result<(), String>) {
+/// Reads a whole file. Says what it has up to where it could be read, and why not further.
+pub fn inspect(input: &Input, format: Option<Format>) -> (Report, Result<(), String>) {
     let mut report = Report::default();
-    let mut records = match Records::open(input, None, Default::default()) {
+    let mut records = match Records::open(input, format, Default::default()) {
         Ok(records) => records,
         Err(e) => return (report, Err(e.to_string())),
     };
-    let encoder = Encoder::new(input.data_type, None);
+    let mut encoder = Encoder::new(input.data_type, None);
     loop {
-        let begin = records.place();
-        let next = records.next(|record| report.look(input.data_type, &encoder, record));
+        let next = records.next(|record| report.look(input.data_type, &mut encoder, record));
         match next {
-            Ok(Next::Record(id, _)) => report.size(records.place().offset - begin.offset, id),
-            Ok(Next::Bad(bad)) => report.odd(bad.reason, || format!("line {}", bad.begin.line)),
+            Ok(Next::Record(Ok(id), begin)) => report.size(records.place().offset - begin.offset, id),
+            Ok(Next::Record(Err(reason), begin)) => {
+                note(&mut report.rejects, reason, || format!("line {}", begin.line))
+            }
+            Ok(Next::Bad(bad)) => note(&mut report.rejects, bad.reason, || format!("line {}", bad.begin.line)),
             Ok(Next::End) => return (report, Ok(())),
-            Err(e) => return (report, Err(e.to_string())),
+            Err(e) => return (report, Err(format!("{e} (reached line {})", records.place().line))),
         }
     }
 }
 
 impl Report {
-    /// How often an oddity was found.
-    pub fn count(&self, oddity: &str) -> u64 {
-        self.oddities.get(oddity).map_or(0, |(count, _)| *count)
+    /// How often an oddity, or a reason not to publish a record, was found.
+    pub fn count(&self, what: &str) -> u64 {
+        self.rejects.get(what).or_else(|| self.oddities.get(what)).map_or(0, |(count, _)| *count)
     }
 
-    fn look(&mut self, data_type: DataType, encoder: &Encoder, record: Object<'_>) -> String {
+    /// A record's id, or why it is not published.
+    fn look(&mut self, data_type: DataType, encoder: &mut Encoder, record: Object<'_>) -> Result<String, &'static str> {
         if record.get("@status").is_some() {
             self.odd("layout before 2026: attribute status", || id_of(&record));
         }
         if record.get("images").is_some() {
             self.odd("layout before 2025: images", || id_of(&record));
         }
-        let Canonical { id, record, .. } = match encoder.canonical(record) {
-            Ok(canonical) => canonical,
-            Err(Outcome::Unusable { reason, excerpt, .. }) => {
-                self.odd(reason, || excerpt.chars().take(40).collect());
-                return String::new();
-            }
-            Err(_) => return String::new(),
+        let why = |outcome| match outcome {
+            Outcome::Unusable { reason, .. } => reason,
+            Outcome::Message(_) | Outcome::Skipped => "", // there are no rules
         };
+        let Canonical { id, mut record, .. } = encoder.canonical(record).map_err(why)?;
+        encoder.json(&mut record).map_err(why)?;
         self.records += 1;
         for (key, _) in record.entries() {
-            match self.fields.get_mut(key.as_ref()) {
+            let known = self.fields.len() < FIELDS || self.fields.contains_key(key.as_ref());
+            let key = if known { key.as_ref() } else { OTHERS };
+            match self.fields.get_mut(key) {
                 Some(count) => *count += 1,
-                None => drop(self.fields.insert(key.to_string(), 1)),
+                None => drop(self.fields.insert(key.to_owned(), 1)),
             }
         }
         let number = id.parse().ok();
@@ -133,7 +149,7 @@ impl Report {
         for (_, value) in record.entries() {
             self.value(value, &id);
         }
-        id
+        Ok(id)
     }
 
     fn value(&mut self, value: &Node<'_>, id: &str) {
@@ -177,11 +193,7 @@ impl Report {
     }
 
     fn odd(&mut self, what: &'static str, example: impl FnOnce() -> String) {
-        let (count, examples) = self.oddities.entry(what).or_default();
-        *count += 1;
-        if examples.len() < EXAMPLES {
-            examples.push(example());
-        }
+        note(&mut self.oddities, what, example);
     }
 
     fn size(&mut self, bytes: u64, id: String) {
@@ -194,30 +206,48 @@ impl Report {
 
     /// For people.
     pub fn to_text(&self, input: &Input) -> String {
-        let mut out = format!("{}: {} {}\n", input.name(), HumanCount(self.records), input.data_type);
+        let mut out = format!("{}: {} {} to publish\n", input.name(), HumanCount(self.records), input.data_type);
         if let Some(mean) = self.bytes.checked_div(self.records) {
+            let bytes = |count: u64| HumanCount(count).to_string();
             out.push_str(&format!(
-                "  {} unpacked; a record has {} bytes on average, p50 about {}, p90 {}, p99 {}; the largest is {} with {}\n",
+                "  Size: {} unpacked. A record has {} bytes on average; half of them have at most about {}, 90 % at most \
+                 {}, 99 % at most {}.\n  The largest has the id {} and {} bytes.\n",
                 HumanBytes(self.bytes),
-                mean,
-                self.sizes.quantile(0.5),
-                self.sizes.quantile(0.9),
-                self.sizes.quantile(0.99),
+                bytes(mean),
+                bytes(self.sizes.quantile(0.5)),
+                bytes(self.sizes.quantile(0.9)),
+                bytes(self.sizes.quantile(0.99)),
                 self.largest.1,
-                self.largest.0,
+                bytes(self.largest.0),
             ));
-            out.push_str("  fields, with the share of the records that have them:\n");
+            out.push_str("  Fields, as they are published, and the share of the records that have them:\n");
             for (field, count) in &self.fields {
                 out.push_str(&format!("    {field:<24}{:>6.1} %\n", *count as f64 * 100.0 / self.records as f64));
             }
         }
-        if !self.oddities.is_empty() {
-            out.push_str("  oddities, with examples:\n");
+        let refused = "Records that can't be published, by reason, with the lines where the first ones begin";
+        let odd = "Oddities of records that are published all the same, with the ids of the first ones";
+        for (title, found) in [(refused, &self.rejects), (odd, &self.oddities)] {
+            if !found.is_empty() {
+                out.push_str(&format!("  {title}:\n"));
+            }
+            for (what, (count, examples)) in found {
+                let count = HumanCount(*count).to_string();
+                out.push_str(&format!("    {what:<42}{count:>9}   {}\n", examples.join(", ")));
+            }
         }
-        for (what, (count, examples)) in &self.oddities {
-            out.push_str(&format!("    {what:<42}{:>9}   {}\n", HumanCount(*count).to_string(), examples.join(", ")));
+        if self.rejects.is_empty() && self.oddities.is_empty() {
+            out.push_str("  Nothing odd was found.\n");
         }
         out
+    }
+}
+
+fn note(found: &mut Found, what: &'static str, example: impl FnOnce() -> String) {
+    let (count, examples) = found.entry(what).or_default();
+    *count += 1;
+    if examples.len() < EXAMPLES {
+        examples.push(example());
     }
 }
 
@@ -257,7 +287,7 @@ mod tests {
     fn inspected(data_type: DataType, records: &str) -> (Report, String) {
         let folder = Folder::new();
         let input = folder.input("x.xml", data_type, format!("<{data_type}>\n{records}\n</{data_type}>\n"));
-        let (report, ended) = inspect(&input);
+        let (report, ended) = inspect(&input, None);
         assert_eq!(ended, Ok(()));
         let text = report.to_text(&input);
         (report, text)
@@ -307,7 +337,8 @@ mod tests {
                 assert_eq!(report.count(what), count, "{what} in {record}");
                 assert!(text.contains(what), "{text}");
             }
-            let total: u64 = report.oddities.values().map(|(count, _)| count).sum();
+            let all = report.rejects.values().chain(report.oddities.values());
+            let total: u64 = all.map(|(count, _)| count).sum();
             assert_eq!(total, oddities.len() as u64, "{record}: {:?}", report.oddities);
         }
     }
@@ -322,8 +353,8 @@ mod tests {
         assert_eq!((report.records, report.largest.1.as_str()), (3, "2"));
         assert!((5000..5200).contains(&report.bytes), "{}", report.bytes);
         for part in [
-            "x.xml: 3 labels",
-            "the largest is 2 with 50",
+            "x.xml: 3 labels to publish\n",
+            "The largest has the id 2 and 5,0",
             "id                       100.0 %",
             "name                      66.7 %",
             "profile                   33.3 %",
@@ -340,9 +371,51 @@ mod tests {
     fn a_file_that_is_cut_off_says_how_far_it_came() {
         let folder = Folder::new();
         let input = folder.input("x.xml", DataType::Labels, "<labels>\n<label><id>1</id></label>\n<label><id>");
-        let (report, ended) = inspect(&input);
+        let (report, ended) = inspect(&input, None);
         assert_eq!(report.records, 1);
-        assert!(ended.is_err_and(|e| e.contains("cut off")));
+        assert_eq!(ended, Err("the file is cut off: it ends before </labels> (reached line 3)".to_owned()));
+    }
+
+    #[test]
+    fn what_is_not_published_is_told_apart_from_oddities() {
+        let (_, text) = inspected(DataType::Labels, "<label><id>1</id><name>x</name></label>");
+        assert!(text.ends_with("  Nothing odd was found.\n"), "{text}");
+        let control = |count| format!("<label><id>3</id><name>{}</name></label>", "\u{1}".repeat(count));
+        let records = [
+            "<label><id>1</id></label>",
+            "<label><name>x</name></label>",
+            "<label><id>2</name></label>",
+            &control(crate::input::MAX_RECORD / 3),
+            &control(1),
+        ];
+        let (report, text) = inspected(DataType::Labels, &records.join("\n"));
+        assert_eq!(
+            (report.records, report.sizes.0.values().sum::<u64>()),
+            (2, 2),
+            "only what is published is measured"
+        );
+        let (refused, odd) = text.split_once("Oddities of records that are published all the same").unwrap();
+        for (part, of_refused) in [
+            ("missing_id                                        1   line 3\n", true),
+            ("malformed_xml                                     1   line 4\n", true),
+            ("record_too_large                                  1   line 5\n", true),
+            ("no name or title                                  1   1\n", false),
+            ("control character                                 1   3\n", false),
+        ] {
+            assert_eq!((refused.contains(part), odd.contains(part)), (of_refused, !of_refused), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn many_different_fields_do_not_fill_the_memory() {
+        let folder = Folder::new();
+        let lines: String =
+            (0..3 * FIELDS).map(|id| format!("{{\"id\":\"{id}\",\"name\":\"x\",\"f{id}\":\"\"}}\n")).collect();
+        let (report, ended) = inspect(&folder.input("x.jsonl", DataType::Labels, lines), None);
+        assert_eq!(ended, Ok(()));
+        assert_eq!(report.fields.len(), FIELDS + 1);
+        assert_eq!((report.fields["name"], report.fields["f0"]), (3 * FIELDS as u64, 1));
+        assert_eq!(report.fields[OTHERS], 2 * FIELDS as u64 + 2);
     }
 
     #[test]
@@ -360,7 +433,7 @@ mod tests {
     fn real_files_have_the_oddities_that_they_are_known_for() {
         for file in real_files("real_files_have_the_oddities_that_they_are_known_for") {
             let input = Input { path: file.path, data_type: file.data_type, version: file.month.to_owned() };
-            let (report, ended) = inspect(&input);
+            let (report, ended) = inspect(&input, None);
             assert_eq!(ended, Ok(()));
             assert_eq!(report.records as usize, file.messages.split_inclusive(|b| *b == b'\n').count());
             if (file.data_type, file.month) == (DataType::Labels, "20260401") {

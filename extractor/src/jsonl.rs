@@ -74,8 +74,12 @@ impl<R: Read> JsonlReader<R> {
                 continue;
             }
             let node = std::str::from_utf8(line).map_err(|e| e.to_string()).and_then(parse);
-            let ends_within = || serde_json::from_slice::<IgnoredAny>(line).is_err_and(|e| e.is_eof());
-            if node.is_err() && !self.line.ends_with(b"\n") && ends_within() {
+            // Only if more could mend it; a number that ends with its sign is none yet.
+            let ends_within = || {
+                let is_cut = |text: &[u8]| serde_json::from_slice::<IgnoredAny>(text).is_err_and(|e| e.is_eof());
+                is_cut(line) || is_cut(&[line, b"0"].concat())
+            };
+            if node.is_err() && !self.line.ends_with(b"\n") && line.starts_with(b"{") && ends_within() {
                 self.place = begin;
                 return Err(ReadError::Truncated { missing: "the end of its last line".to_owned() });
             }
@@ -223,6 +227,35 @@ mod tests {
         let place = reader.place();
         assert!(matches!(reader.next(json), Err(ReadError::Truncated { .. })));
         assert_eq!(reader.place(), place);
+    }
+
+    #[test]
+    fn a_last_line_without_its_end_is_cut_off_only_if_more_could_mend_it() {
+        let whole_line = r#"{"id":"1\u00e9\n","é":[-1.5e3,true,null,{}]}"#;
+        for length in 0..=whole_line.len() {
+            for line_end in ["", " ", "\r"] {
+                let text = [b"{\"id\":\"0\"}\n", &whole_line.as_bytes()[..length], line_end.as_bytes()].concat();
+                let mut reader = JsonlReader::new(text.as_slice(), MAX);
+                assert!(matches!(reader.next(json), Ok(Next::Record(..))));
+                match reader.next(json) {
+                    Ok(Next::End) => assert_eq!(length, 0),
+                    Ok(Next::Record(..)) => assert_eq!(length, whole_line.len()),
+                    Err(ReadError::Truncated { .. }) => assert!((1..whole_line.len()).contains(&length)),
+                    // White space within a word or a text, where it can't be.
+                    Ok(Next::Bad(_)) => assert!(!line_end.is_empty(), "{length}"),
+                    other => panic!("{length}: {other:?}"),
+                }
+            }
+        }
+        // Nothing that could follow makes these objects.
+        for line in ["{\"id\":\"1\",}", "{\"id\":tru,", "{id", "\"id", "[", "nul", "{\"a\":\"\\q", "{\"a\":1 2", "{}}"]
+        {
+            for end in ["", "\n", "\n{}\n"] {
+                let all = whole(format!("{{}}\n{line}{end}"));
+                assert!(all[1].starts_with("malformed_json: "), "{line}: {all:?}");
+                assert_eq!(all.len(), if end.len() > 1 { 3 } else { 2 }, "{line}");
+            }
+        }
     }
 
     #[test]

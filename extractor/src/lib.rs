@@ -2,10 +2,11 @@
 //!
 //! Read [`run`] first; it is the whole flow. Then, in the order of the flow: [`plan`] (which files), [`input`] with
 //! [`xml`], [`jsonl`] and [`table`] (records out of a stream), [`node`] (a record), [`rules`], [`normalize`], [`message`]
-//! (its bytes), [`file`] (one file from end to end), [`publish`] (confirms and reconnects), [`state`] and [`rejects`]
+//! (its bytes), [`bindings`] (are the queues bound?), [`file`] (one file from end to end), [`publish`] (confirms and reconnects), [`state`] and [`rejects`]
 //! (what survives a crash). Around it: [`progress`], [`summary`], [`webhook`]. [`generate`] makes dumps, [`inspect`] and
 //! [`convert`] look into them.
 
+pub mod bindings;
 pub mod checksum;
 pub mod cli;
 pub mod compress;

@@ -1,5 +1,6 @@
 //! Message bodies, exactly as the contract has them (§2.1–2.6).
 
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -7,7 +8,7 @@ use common::DataType;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::input::Bad;
+use crate::input::{Bad, MAX_RECORD};
 use crate::node::{Node, Object, string};
 use crate::normalize::normalize;
 use crate::rules::{Applied, Rules};
@@ -21,7 +22,7 @@ pub enum Outcome {
     Skipped,
     /// It can't be a message.
     Unusable {
-        /// Stable name of the fault: `missing_id` or `reserved_type`.
+        /// Stable name of the fault: `missing_id`, `reserved_type` or `record_too_large`.
         reason: &'static str,
         /// What exactly is wrong.
         detail: String,
@@ -50,17 +51,35 @@ impl Encoder {
             Ok(canonical) => canonical,
             Err(outcome) => return outcome,
         };
-        self.json.clear();
-        record.write(&mut self.json);
-        let hash = hash.unwrap_or_else(|| hex(&Sha256::digest(&self.json)));
-        let mut body = Vec::with_capacity(self.json.len() + id.len() + 110);
+        let json = match self.json(&mut record) {
+            Ok(json) => json,
+            Err(outcome) => return outcome,
+        };
+        let hash = hash.unwrap_or_else(|| hex(&Sha256::digest(json)));
+        let mut body = Vec::with_capacity(json.len() + id.len() + 110);
         body.extend_from_slice(br#"{"type":"data","id":"#);
-        string(&id, &mut body);
+        let _ = string(&id, &mut body); // a vector takes everything
         body.extend_from_slice(br#","sha256":"#);
-        string(&hash, &mut body);
+        let _ = string(&hash, &mut body);
         body.push(b',');
-        body.extend_from_slice(&self.json[1..]); // it has an id, so that something follows
+        body.extend_from_slice(&json[1..]); // it has an id, so that something follows
         Outcome::Message(body)
+    }
+
+    /// The canonical JSON of a record, which is hashed.
+    ///
+    /// # Errors
+    /// What becomes of the record if it is too large.
+    pub fn json(&mut self, record: &mut Object<'_>) -> Result<&[u8], Outcome> {
+        self.json.clear();
+        match record.write(&mut Bounded { bytes: &mut self.json, most: MAX_RECORD }) {
+            Ok(()) => Ok(&self.json),
+            Err(_) => {
+                // A character that JSON escapes becomes up to six.
+                let detail = format!("it has more than {MAX_RECORD} bytes as JSON");
+                Err(Outcome::Unusable { reason: "record_too_large", detail, excerpt: Bad::excerpt(&self.json) })
+            }
+        }
     }
 
     /// The record as it is hashed and published.
@@ -115,8 +134,28 @@ pub struct Canonical<'a> {
 
 fn unusable(reason: &'static str, detail: String, mut record: Object<'_>) -> Outcome {
     let mut json = Vec::new();
-    record.write(&mut json);
+    // More than its beginning is not needed.
+    let _ = record.write(&mut Bounded { bytes: &mut json, most: Bad::EXCERPT });
     Outcome::Unusable { reason, detail, excerpt: Bad::excerpt(&json) }
+}
+
+/// Takes as many bytes as `bytes` may have, and refuses what follows.
+struct Bounded<'a> {
+    bytes: &'a mut Vec<u8>,
+    most: usize,
+}
+
+impl Write for Bounded<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // What `write_all` can't give away is its error.
+        let taken = bytes.len().min(self.most - self.bytes.len());
+        self.bytes.extend_from_slice(&bytes[..taken]);
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Whether a text looks like a hash of the contract (§2.2).

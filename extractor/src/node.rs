@@ -1,7 +1,7 @@
 //! A record as a tree: what XML, JSONL and CSV are read into, and what becomes the canonical JSON of the contract (§2.4).
 
 use std::borrow::Cow;
-use std::io::Write;
+use std::io::{self, Write};
 
 /// Deepest nesting that is taken. The workers' JSON parsers stop at 128.
 pub const MAX_DEPTH: usize = 100;
@@ -89,19 +89,22 @@ impl<'a> Object<'a> {
         self.0.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
     }
 
-    /// Appends the canonical JSON: keys ascending by their bytes, no blanks.
-    pub fn write(&mut self, out: &mut Vec<u8>) {
+    /// Writes the canonical JSON: keys ascending by their bytes, no blanks.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn write(&mut self, out: &mut impl Write) -> io::Result<()> {
         self.sort();
-        out.push(b'{');
+        out.write_all(b"{")?;
         for (i, (key, value)) in self.0.iter_mut().enumerate() {
             if i > 0 {
-                out.push(b',');
+                out.write_all(b",")?;
             }
-            string(key, out);
-            out.push(b':');
-            value.write(out);
+            string(key, out)?;
+            out.write_all(b":")?;
+            value.write(out)?;
         }
-        out.push(b'}');
+        out.write_all(b"}")
     }
 }
 
@@ -114,29 +117,34 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Appends the canonical JSON.
-    pub fn write(&mut self, out: &mut Vec<u8>) {
+    /// Writes the canonical JSON.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn write(&mut self, out: &mut impl Write) -> io::Result<()> {
         match self {
-            Node::Null => out.extend_from_slice(b"null"),
+            Node::Null => out.write_all(b"null"),
             Node::Text(text) => string(text, out),
-            Node::Literal(text) => out.extend_from_slice(text.as_bytes()),
+            Node::Literal(text) => out.write_all(text.as_bytes()),
             Node::List(items) => {
-                out.push(b'[');
+                out.write_all(b"[")?;
                 for (i, item) in items.iter_mut().enumerate() {
                     if i > 0 {
-                        out.push(b',');
+                        out.write_all(b",")?;
                     }
-                    item.write(out);
+                    item.write(out)?;
                 }
-                out.push(b']');
+                out.write_all(b"]")
             }
             Node::Object(object) => object.write(out),
         }
     }
 }
 
-/// Appends a JSON string: serde_json's escapes are those of the contract (§2.4).
-pub fn string(text: &str, out: &mut Vec<u8>) {
-    // Only writing can fail, and a vector takes everything.
-    let _ = serde_json::to_writer(out.by_ref(), text);
+/// Writes a JSON string: serde_json's escapes are those of the contract (§2.4).
+///
+/// # Errors
+/// Those of `out`.
+pub fn string(text: &str, out: &mut impl Write) -> io::Result<()> {
+    serde_json::to_writer(out, text).map_err(io::Error::from)
 }

@@ -224,7 +224,7 @@ impl Progress {
         match self.style {
             // While bars are drawn, only they know where a line may go.
             Style::Bars => drop(self.bars.println(format!("{now} {text}"))),
-            _ => eprintln!("{now} {text}"),
+            _ => crate::cli::tell(&format!("{now} {text}")),
         }
     }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use common::DataType;
+use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::interval;
 
@@ -37,11 +38,11 @@ pub enum Done {
     Now(Summary),
 }
 
-/// Publishes one version, or what an earlier run left of it.
+/// Publishes one version, or what an earlier run left of it. If there is a `webhook`, it is owed the news of the end.
 ///
 /// # Errors
 /// [`std::io::Error`] if the state can't be saved.
-pub async fn version(shared: &Arc<Shared>, plan: &Plan, forced: bool) -> std::io::Result<Done> {
+pub async fn version(shared: &Arc<Shared>, plan: &Plan, forced: bool, webhook: bool) -> std::io::Result<Done> {
     let started = Instant::now();
     let (state, version) = (&shared.state, plan.version.as_str());
     if forced {
@@ -122,10 +123,11 @@ pub async fn version(shared: &Arc<Shared>, plan: &Plan, forced: bool) -> std::io
     if is_whole(&state.version(version)) {
         match announce(shared, version).await {
             Ok(()) => {
-                state.announced(version);
+                summary.announced = true;
+                let event = || json!({"event": "extraction_complete", "run": summary.to_json()});
+                state.announced(version, webhook.then(event));
                 state.save()?;
                 remove_witnesses(shared, version).await;
-                summary.announced = true;
             }
             Err(e) => summary.failures.push(format!("extraction_complete is not published: {e}")),
         }

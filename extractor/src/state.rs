@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use chrono::Utc;
 use common::DataType;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::input::{Input, Place};
@@ -59,6 +60,9 @@ pub struct VersionState {
     /// When `extraction_complete` was confirmed by all four exchanges.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub announced_at: Option<String>,
+    /// The event that `COMPLETION_WEBHOOK_URL` is still to be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owed: Option<Value>,
     /// By type name.
     #[serde(default)]
     pub files: BTreeMap<String, FileState>,
@@ -145,7 +149,8 @@ impl State {
         let mut contents = self.lock();
         let state = contents.versions.entry(version.to_owned()).or_default();
         if forced || state.started_at.is_empty() {
-            *state = VersionState { started_at: timestamp(Utc::now()), ..VersionState::default() };
+            let owed = state.owed.take();
+            *state = VersionState { started_at: timestamp(Utc::now()), owed, ..VersionState::default() };
         }
     }
 
@@ -156,10 +161,24 @@ impl State {
         change(state.files.entry(data_type.name().to_owned()).or_default());
     }
 
-    /// Notes that the end of a version was announced.
-    pub fn announced(&self, version: &str) {
+    /// Notes that the end of a version was announced, and what `COMPLETION_WEBHOOK_URL` is to be told of it.
+    pub fn announced(&self, version: &str, owed: Option<Value>) {
         if let Some(state) = self.lock().versions.get_mut(version) {
             state.announced_at = Some(timestamp(Utc::now()));
+            state.owed = owed;
+        }
+    }
+
+    /// What `COMPLETION_WEBHOOK_URL` is still to be told, by version.
+    pub fn owed(&self) -> Vec<(String, Value)> {
+        let owed = |(version, state): (&String, &VersionState)| Some((version.clone(), state.owed.clone()?));
+        self.lock().versions.iter().filter_map(owed).collect()
+    }
+
+    /// Notes that `COMPLETION_WEBHOOK_URL` was told this.
+    pub fn delivered(&self, version: &str, event: &Value) {
+        if let Some(state) = self.lock().versions.get_mut(version) {
+            state.owed.take_if(|owed| owed == event);
         }
     }
 
@@ -234,8 +253,8 @@ mod tests {
         state.start("20260401", false);
         state.update("20260401", DataType::Labels, |known| *known = file(5, false));
         state.update("20260401", DataType::Masters, |known| *known = file(7, true));
-        state.announced("20260401");
-        state.announced("20260501"); // which is not known
+        state.announced("20260401", Some(Value::from("x")));
+        state.announced("20260501", None); // which is not known
         let known = state.version("20260401");
         state.save().unwrap();
         state.update("20260401", DataType::Labels, |known| known.complete = true); // not saved
@@ -255,7 +274,7 @@ mod tests {
         let state = State::open(folder.path()).unwrap();
         state.start("20260401", false);
         state.update("20260401", DataType::Labels, |known| *known = file(5, true));
-        state.announced("20260401");
+        state.announced("20260401", Some(Value::from("x")));
         let known = state.version("20260401");
         assert!(chrono::DateTime::parse_from_rfc3339(&known.started_at).is_ok() && known.started_at.ends_with('Z'));
         state.start("20260401", false);
@@ -264,6 +283,25 @@ mod tests {
         let forced = state.version("20260401");
         assert!(forced.started_at > known.started_at);
         assert_eq!((forced.announced_at, forced.files.len()), (None, 0));
+        assert_eq!(forced.owed, Some(Value::from("x")), "the first run's");
+    }
+
+    #[test]
+    fn what_is_owed_is_owed_until_it_is_delivered() {
+        let folder = Folder::new();
+        let state = State::open(folder.path()).unwrap();
+        let (old, new) = (Value::from("old"), Value::from("new"));
+        for version in ["20260401", "20260501"] {
+            state.start(version, false);
+            state.announced(version, Some(old.clone()));
+        }
+        state.announced("20260501", Some(new.clone()));
+        state.delivered("20260501", &old); // which was begun before the new one
+        assert_eq!(state.owed(), [("20260401".to_owned(), old.clone()), ("20260501".to_owned(), new)]);
+        state.delivered("20260401", &old);
+        assert_eq!(state.owed().len(), 1);
+        state.announced("20260501", None);
+        assert_eq!(state.owed(), []);
     }
 
     #[test]
@@ -274,7 +312,7 @@ mod tests {
             state.start(version, false);
             state.update(version, DataType::Labels, |known| *known = file(version.len() as u64, true));
             if announced {
-                state.announced(version);
+                state.announced(version, None);
             }
         }
         assert_eq!(state.before("20260401"), Some(("20260201".to_owned(), vec![(DataType::Labels, 8 + 1 + 2)])));

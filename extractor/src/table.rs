@@ -5,41 +5,69 @@
 //! JSON string stands for its text, for the rare text that would be taken for one of these.
 
 use std::borrow::Cow;
-use std::io::{self, Read};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 
-use csv::ByteRecord;
-use memchr::memmem;
+use csv_core::ReadRecordResult;
+use memchr::memchr_iter;
 
 use crate::input::{Bad, Next, Place, ReadError};
 use crate::jsonl;
 use crate::node::{Node, Object, string};
 
+/// Most columns that a table may have.
+const MAX_COLUMNS: usize = 10_000;
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// Reads the rows of one file.
 pub struct CsvReader<R> {
-    reader: csv::Reader<Limited<R>>,
-    watched: Arc<Watched>,
+    source: BufReader<R>,
+    parser: csv_core::Reader,
+    place: Place,
     header: Vec<String>,
-    row: ByteRecord,
+    row: Row,
     max_record: usize,
 }
 
+/// The present row.
+#[derive(Default)]
+struct Row {
+    begin: Place,
+    /// The first bytes of it as they are.
+    excerpt: Vec<u8>,
+    /// Its cells, one behind the other. The buffers are larger than what is in them.
+    bytes: Vec<u8>,
+    /// Where each cell ends.
+    ends: Vec<usize>,
+    /// How many cells it has. `ends` knows only as many as may be in a good row.
+    cells: usize,
+    /// Whether it has more bytes than it may have. Then only its beginning and its end were looked at.
+    too_large: bool,
+}
+
+impl Row {
+    fn cells(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        let ends = &self.ends[..self.cells.min(self.ends.len())];
+        let begins = std::iter::once(0).chain(ends.iter().copied());
+        begins.zip(ends).map(|(begin, end)| String::from_utf8_lossy(&self.bytes[begin..*end]))
+    }
+}
+
 impl<R: Read> CsvReader<R> {
-    /// A reader; a row of more than `max_record` bytes ends it.
+    /// A reader; a row of more than `max_record` bytes is bad.
     pub fn new(source: R, max_record: usize) -> Self {
-        let watched = Arc::new(Watched { budget: AtomicUsize::new(max_record), crlf: AtomicBool::new(false) });
-        let source = Limited { inner: source, watched: Arc::clone(&watched), last: None, tail: TAIL };
-        let reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(source);
-        CsvReader { reader, watched, header: Vec::new(), row: ByteRecord::new(), max_record }
+        CsvReader {
+            source: BufReader::with_capacity(64 * 1024, source),
+            parser: csv_core::Reader::new(),
+            place: Place { offset: 0, line: 1 },
+            header: Vec::new(),
+            row: Row { bytes: vec![0; 4096], ends: vec![0; 64], ..Row::default() },
+            max_record,
+        }
     }
 
     /// Place of the first byte that is not read yet.
     pub fn place(&self) -> Place {
-        let position = self.reader.position();
-        // For the parser, a row ends before the second character of its line's end.
-        let more = u64::from(position.byte() > 0 && self.watched.crlf.load(Ordering::Relaxed));
-        Place { offset: position.byte() + more, line: position.line() + more }
+        self.place
     }
 
     /// Goes on behind a row that an earlier run ended at. (A row's length is known only when it was read.)
@@ -48,12 +76,15 @@ impl<R: Read> CsvReader<R> {
     /// [`ReadError`] if the stream ends before.
     pub fn resume(&mut self, at: Place) -> Result<(), ReadError> {
         self.begin()?;
-        while self.place().offset < at.offset {
+        loop {
+            self.skip_line_ends(at.offset)?;
+            if self.place.offset >= at.offset {
+                return Ok(());
+            }
             if !self.read()? {
                 return Err(ReadError::Truncated { missing: format!("byte {}", at.offset) });
             }
         }
-        Ok(())
     }
 
     /// The next record, made into something by `make`, or a bad one, or the end.
@@ -62,44 +93,61 @@ impl<R: Read> CsvReader<R> {
     /// [`ReadError`] if the stream fails or there is no header.
     pub fn next<T>(&mut self, mut make: impl FnMut(Object<'_>) -> T) -> Result<Next<T>, ReadError> {
         self.begin()?;
-        let begin = self.place();
         if !self.read()? {
             return Ok(Next::End);
         }
-        if self.row.len() != self.header.len() {
-            let detail = format!("{} cells, but the header has {}", self.row.len(), self.header.len());
-            let cells: Vec<_> = self.row.iter().map(String::from_utf8_lossy).collect();
-            let excerpt = Bad::excerpt(cells.join(",").as_bytes());
-            return Ok(Next::Bad(Bad { reason: "malformed_csv", detail, excerpt, begin, end: self.place() }));
+        let bad = |reason, detail| {
+            let excerpt = Bad::excerpt(self.row.excerpt.trim_ascii_end());
+            Ok(Next::Bad(Bad { reason, detail, excerpt, begin: self.row.begin, end: self.place }))
+        };
+        if self.row.too_large {
+            return bad(
+                "record_too_large",
+                format!("it has more than {} bytes: is a quote not closed?", self.max_record),
+            );
         }
+        if self.row.cells != self.header.len() {
+            let detail = format!("{} cells, but the header has {}", self.row.cells, self.header.len());
+            return bad("malformed_csv", detail);
+        }
+        let cells: Vec<Cow<'_, str>> = self.row.cells().collect();
         let mut object = Object::default();
-        let cells: Vec<Cow<'_, str>> = self.row.iter().map(String::from_utf8_lossy).collect();
         for (name, cell) in self.header.iter().zip(&cells) {
             if let Some(value) = value(cell) {
                 object.insert(name.as_str(), value);
             }
         }
-        Ok(Next::Record(make(object), begin))
+        Ok(Next::Record(make(object), self.row.begin))
     }
 
     fn begin(&mut self) -> Result<(), ReadError> {
         if !self.header.is_empty() {
             return Ok(());
         }
+        let wrong = |what: String| Err(ReadError::Header(what));
+        // The parser knows a byte order mark only if it comes in one piece.
+        while let Some(byte) = BYTE_ORDER_MARK.get(self.place.offset as usize)
+            && fill(&mut self.source)?.first() == Some(byte)
+        {
+            self.source.consume(1);
+            self.place.offset += 1;
+        }
         if !self.read()? {
-            return Err(ReadError::Header("the file is empty".to_owned()));
+            return wrong("the file is empty".to_owned());
         }
-        let mut header: Vec<String> =
-            self.row.iter().map(|name| String::from_utf8_lossy(name).trim().to_owned()).collect();
-        if let Some(first) = header.first_mut() {
-            // Behind a byte order mark the parser takes a quote for text.
-            *first = first.trim_start_matches('\u{feff}').trim_matches('"').to_owned();
+        if self.row.too_large || self.row.cells > MAX_COLUMNS {
+            return wrong(format!("the first row has more than {MAX_COLUMNS} cells or {} bytes", self.max_record));
         }
+        let header: Vec<String> = self.row.cells().map(|name| name.trim().to_owned()).collect();
+        let found = header.join(", ").chars().take(200).collect::<String>();
         if !header.iter().any(|name| name == "id") {
-            return Err(ReadError::Header(format!(
-                "found {}",
-                header.join(", ").chars().take(200).collect::<String>()
-            )));
+            let other = header.len() == 1 && found.contains([';', '\t', '|']);
+            let hint = if other { " (cells must have commas between them)" } else { "" };
+            return wrong(format!("found {found}{hint}"));
+        }
+        if let Some(twice) = header.iter().enumerate().find_map(|(i, name)| header[..i].contains(name).then_some(name))
+        {
+            return wrong(format!("found {twice:?} twice"));
         }
         self.header = header;
         Ok(())
@@ -107,26 +155,79 @@ impl<R: Read> CsvReader<R> {
 
     /// Reads a row; false at the end.
     fn read(&mut self) -> Result<bool, ReadError> {
-        let line = self.place().line;
-        if !self.read_row()? || (self.row.len() == 1 && &self.row[0] == END) {
-            return Ok(false);
+        self.skip_line_ends(u64::MAX)?;
+        let row = &mut self.row;
+        (row.begin, row.cells, row.too_large) = (self.place, 0, false);
+        row.excerpt.clear();
+        let most = if self.header.is_empty() { MAX_COLUMNS } else { self.header.len() };
+        let (mut bytes, mut ends) = (0, 0);
+        loop {
+            let input = fill(&mut self.source)?;
+            let at_end = input.is_empty();
+            if at_end && self.place.offset == row.begin.offset {
+                return Ok(false);
+            }
+            // The last row may lack the end of its line.
+            let (result, read, written, ended) = self.parser.read_record(
+                if at_end { b"\n" } else { input },
+                &mut row.bytes[bytes..],
+                &mut row.ends[ends..],
+            );
+            if !at_end {
+                let missing = Bad::EXCERPT.saturating_sub(row.excerpt.len());
+                row.excerpt.extend_from_slice(&input[..read.min(missing)]);
+                self.place.offset += read as u64;
+                self.place.line += memchr_iter(b'\n', &input[..read]).count() as u64;
+                self.source.consume(read);
+            }
+            row.cells += ended;
+            (bytes, ends) = (bytes + written, ends + ended);
+            row.too_large |= self.place.offset - row.begin.offset > self.max_record as u64 + 2; // with the line's end
+            match result {
+                ReadRecordResult::Record => return Ok(true),
+                ReadRecordResult::End => return Ok(false),
+                ReadRecordResult::InputEmpty if at_end => {
+                    let missing = format!("the end of a quote in the row that begins in line {}", row.begin.line);
+                    return Err(ReadError::Truncated { missing });
+                }
+                ReadRecordResult::InputEmpty => {}
+                // Nobody looks at what is written over.
+                ReadRecordResult::OutputFull if row.too_large || row.bytes.len() > self.max_record => {
+                    (row.too_large, bytes) = (true, 0);
+                }
+                ReadRecordResult::OutputFull => {
+                    let more = (row.bytes.len() * 2).min(self.max_record + 1);
+                    row.bytes.resize(more, 0);
+                }
+                ReadRecordResult::OutputEndsFull if row.cells > most => ends = 0,
+                ReadRecordResult::OutputEndsFull => row.ends.resize(row.ends.len() * 2, 0),
+            }
         }
-        if self.row.iter().any(|cell| memmem::find(cell, END).is_some()) {
-            return Err(ReadError::Truncated {
-                missing: format!("the end of a quote in the row that begins in line {line}"),
-            });
-        }
-        Ok(true)
     }
 
-    fn read_row(&mut self) -> Result<bool, ReadError> {
-        // What the reader has in its own buffer counts as well, so that the bound is not exact.
-        self.watched.budget.store(self.max_record, Ordering::Relaxed);
-        self.reader.read_byte_record(&mut self.row).map_err(|e| match e.into_kind() {
-            csv::ErrorKind::Io(e) => ReadError::Io(e),
-            other => ReadError::Header(format!("{other:?}")),
-        })
+    /// Skips the rest of a line's end, and empty lines, but not beyond a place.
+    fn skip_line_ends(&mut self, most: u64) -> Result<(), ReadError> {
+        while self.place.offset < most
+            && let Some(byte @ (b'\r' | b'\n')) = fill(&mut self.source)?.first().copied()
+        {
+            self.source.consume(1);
+            self.place.offset += 1;
+            self.place.line += u64::from(byte == b'\n');
+        }
+        Ok(())
     }
+}
+
+/// What is there, or nothing at the end.
+fn fill<R: Read>(source: &mut BufReader<R>) -> Result<&[u8], ReadError> {
+    loop {
+        match source.fill_buf() {
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e.into()),
+            Ok(_) => break,
+        }
+    }
+    Ok(source.buffer())
 }
 
 /// What a cell says; `None` if there is nothing.
@@ -150,7 +251,7 @@ fn value(cell: &str) -> Option<Node<'_>> {
 pub fn cell(node: &mut Node<'_>) -> String {
     let json = |node: &mut Node<'_>| {
         let mut out = Vec::new();
-        node.write(&mut out);
+        let _ = node.write(&mut out); // a vector takes everything
         String::from_utf8_lossy(&out).into_owned()
     };
     match node {
@@ -158,60 +259,11 @@ pub fn cell(node: &mut Node<'_>) -> String {
         Node::Text(text) if value(text).is_some_and(|read| read == Node::Text(Cow::Borrowed(text))) => text.to_string(),
         Node::Text(text) => {
             let mut out = vec![b'\\'];
-            string(text, &mut out);
+            let _ = string(text, &mut out);
             String::from_utf8_lossy(&out).into_owned()
         }
         Node::Literal(text) => format!("\\{text}"),
         other => json(other),
-    }
-}
-
-/// What reader and source tell each other.
-struct Watched {
-    /// Bytes that may be read for the present row.
-    budget: AtomicUsize,
-    /// Whether the first line ends with CR and LF.
-    crlf: AtomicBool,
-}
-
-/// Ends a row that has no end: a quote that is not closed would take in the rest of the file.
-struct Limited<R> {
-    inner: R,
-    watched: Arc<Watched>,
-    /// The last byte of the first line that was read.
-    last: Option<u8>,
-    /// What is still to be read behind the end.
-    tail: &'static [u8],
-}
-
-/// A row that is put behind the last one: if it is not read as a row, a quote was not closed, which the parser accepts.
-const TAIL: &[u8] = b"\n\x1fend of file\x1f\n";
-/// The text of that row.
-const END: &[u8] = b"\x1fend of file\x1f";
-
-impl<R: Read> Read for Limited<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.watched.budget.load(Ordering::Relaxed);
-        if left == 0 {
-            return Err(io::Error::other("a row is too large: is a quote not closed?"));
-        }
-        let n = self.inner.read(buffer)?;
-        if n == 0 {
-            let n = self.tail.len().min(buffer.len());
-            let (now, later) = self.tail.split_at(n);
-            buffer[..n].copy_from_slice(now);
-            self.tail = later;
-            return Ok(n);
-        }
-        self.watched.budget.store(left.saturating_sub(n), Ordering::Relaxed);
-        if self.last != Some(b'\n') {
-            let first = buffer[..n].split_inclusive(|b| *b == b'\n').next().unwrap_or_default();
-            for b in first {
-                self.watched.crlf.fetch_or(self.last == Some(b'\r') && *b == b'\n', Ordering::Relaxed);
-                self.last = Some(*b);
-            }
-        }
-        Ok(n)
     }
 }
 

@@ -195,7 +195,7 @@ impl<R: Read> XmlReader<R> {
         loop {
             self.want(blanks + 1);
             match self.buffer[self.start..self.end].get(blanks) {
-                Some(b) if b.is_ascii_whitespace() => blanks += 1,
+                Some(b) if b.is_ascii_whitespace() && blanks < KEPT => blanks += 1,
                 _ => break,
             }
         }
@@ -390,7 +390,10 @@ impl<R: Read> XmlReader<R> {
             self.start = 0;
         }
         if self.end == self.buffer.len() {
-            self.buffer.resize(self.buffer.len() * 2, 0);
+            // No larger than the largest record makes it (see `too_large`), unless its caller wants more.
+            let enough = self.max_record + 2 * KEPT;
+            let twice = self.buffer.len() * 2;
+            self.buffer.resize(if self.buffer.len() < enough { twice.min(enough) } else { twice }, 0);
         } else if self.buffer.len() > BUFFER && self.end < BUFFER / 2 {
             self.buffer.truncate(BUFFER);
             self.buffer.shrink_to_fit();

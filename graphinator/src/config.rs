@@ -1,7 +1,7 @@
 //! The environment variables of this worker.
 
 use common::config::DefaultValue::{Derived, Required, Value};
-use common::config::{BatchVariables, Config, ConfigError, Env, Secret, Variable, secret, variable};
+use common::config::{BatchVariables, Config, ConfigError, Env, Secret, Variable, secret, tunable, variable};
 
 /// What only this worker reads.
 pub const VARIABLES: &[Variable] = &[
@@ -18,9 +18,9 @@ pub const VARIABLES: &[Variable] = &[
         Value("true"),
         "false writes every record in a transaction of its own; adaptive follows what the database bears, with size and writers as ceilings",
     ),
-    variable("NEO4J_BATCH_SIZE", Value("500"), "records per batch"),
-    variable("NEO4J_BATCH_FLUSH_INTERVAL", Value("2.0"), "seconds from a batch's first record to its flush"),
-    variable("NEO4J_WRITERS", Value("2"), "batches of one type that are prepared and written at the same time"),
+    tunable("NEO4J_BATCH_SIZE", Value("500"), "records per batch"),
+    tunable("NEO4J_BATCH_FLUSH_INTERVAL", Value("2.0"), "seconds from a batch's first record to its flush"),
+    tunable("NEO4J_WRITERS", Value("2"), "batches of one type that are prepared and written at the same time"),
     variable(
         "NEO4J_TRANSACTIONS",
         Value("2"),

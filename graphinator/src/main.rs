@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         about: "Moves Discogs records from RabbitMQ into Neo4j, in batches, by UNWIND.",
         health_port: config::HEALTH_PORT,
         tables: &config::TABLES,
+        batch: &config::BATCH,
         read: config::read,
     };
     cli::main(worker, |common, neo4j| Ok(Neo4jSink::new(&neo4j, common.schema, common.write_timeout)))

@@ -56,12 +56,13 @@ impl Neo4jSink {
         classify(error)
     }
 
+    /// A batch, committed under a claim; without one it is rolled back.
     async fn transaction(
         &self,
         data_type: DataType,
         batch: &[&Record<Payload>],
         again: bool,
-        claim: &Claim,
+        claim: Option<&Claim>,
         phases: &mut Phases,
     ) -> Result<WriteReport, SinkError> {
         let mut transaction = self.connector.graph()?.start_txn().await.map_err(|e| self.failed(&e))?;
@@ -72,6 +73,14 @@ impl Neo4jSink {
             transaction.rollback().await.map_err(|e| self.failed(&e))?;
             return Err(SinkError::new(Class::Conflict, "not_fresh", "a record came into being while it was written"));
         }
+        let Some(claim) = claim else {
+            let linkable = statements::artist_ids(batch);
+            if !linkable.is_empty() {
+                transaction.run(statements::link(linkable)).await.map_err(|e| self.failed(&e))?;
+            }
+            transaction.rollback().await.map_err(|e| self.failed(&e))?;
+            return Ok(report);
+        };
         // Last, when this transaction holds the locks of its nodes: whoever claims the queue after this waits for them.
         if !rest.is_empty()
             && !finds(&mut transaction, statements::is_owner(claim)).await.map_err(|e| self.failed(&e))?
@@ -166,9 +175,16 @@ impl Sink for Neo4jSink {
         phases: &mut Phases,
     ) -> Result<WriteReport, SinkError> {
         let guard = Unfinished(&self.connector);
-        let written = self.transaction(data_type, batch, again, claim, phases).await;
+        let written = self.transaction(data_type, batch, again, Some(claim), phases).await;
         guard.finish();
         written
+    }
+
+    async fn rehearse(&self, data_type: DataType, batch: &[&Record<Payload>]) -> Result<(), SinkError> {
+        let guard = Unfinished(&self.connector);
+        let rehearsed = self.transaction(data_type, batch, true, None, &mut Phases::new(data_type, false)).await;
+        guard.finish();
+        rehearsed.map(drop)
     }
 
     async fn note_dead_letter(&self, data_type: DataType) -> Result<(), SinkError> {

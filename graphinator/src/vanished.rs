@@ -87,13 +87,16 @@ pub struct Request {
     /// By how much the database's clock is behind the extractor's for certain, in milliseconds.
     behind: i64,
     count: Option<i64>,
+    /// How many records it has removed already, before it was interrupted.
+    removed: usize,
 }
 
 /// What is still to be done for a run.
 pub fn requests(version: &str) -> Query {
     query(
         "MATCH (v:IngestVanished {version: $version}) WHERE v.finished IS NULL
-         RETURN v.key AS key, v.type AS type, v.started AS started, v.behind AS behind, v.count AS count
+         RETURN v.key AS key, v.type AS type, v.started AS started, v.behind AS behind, v.count AS count,
+                coalesce(v.removed, 0) AS removed
          ORDER BY v.requested",
     )
     .param("version", version)
@@ -165,21 +168,22 @@ async fn compare(
         );
         return Ok(("vetoed", format!("vetoed: {count} of {total}")));
     }
+    let mut removed = request.removed;
     if count > 0 {
         gate::close(graph, data_type, guards).await.map_err(|e| classify(&e))?;
         let ids: Vec<String> = vanished.iter().collect();
         for chunk in ids.chunks(CHUNK) {
             let from = started.max(newest - UNDER_WAY);
-            let mine =
-                strip(graph, data_type, chunk, from, &mut seen, &guards.owner).await.map_err(|e| classify(&e))?;
-            if !mine {
+            let stripped = strip(graph, data_type, chunk, from, &mut seen, &request.key, &guards.owner).await;
+            let Some(stripped) = stripped.map_err(|e| classify(&e))? else {
                 return Err(SinkError::new(Class::Conflict, "lease", "another replica took over the maintenance"));
-            }
+            };
+            removed += stripped;
         }
         gate::open(graph, data_type, guards).await.map_err(|e| classify(&e))?;
     }
-    info!(data_type = data_type.name(), count, "🧹 Removed {count} {data_type} that the run did not bring");
-    Ok(("deleted", format!("removed {count} of {total}")))
+    info!(data_type = data_type.name(), removed, "🧹 Removed {removed} {data_type} that the run did not bring");
+    Ok(("deleted", format!("removed {removed} of {}", total + request.removed as u64)))
 }
 
 /// The notes of batches since then.
@@ -219,15 +223,17 @@ async fn unseen(graph: &Graph, data_type: DataType, seen: &Ids) -> Result<(u64, 
 }
 
 /// Takes back all that these records brought. A record that comes back just now is none that vanished: who brings it has its
-/// node locked, or waits for us. (Notes since `from` may be new.) Returns false, and does nothing, if the lease has another `owner`.
+/// node locked, or waits for us. (Notes since `from` may be new.) Returns how many went, which the request `key` counts in the same
+/// transaction; `None`, and nothing is done, if the lease has another `owner`.
 async fn strip(
     graph: &Graph,
     data_type: DataType,
     ids: &[String],
     from: i64,
     seen: &mut Ids,
+    key: &str,
     owner: &str,
-) -> Result<bool, neo4rs::Error> {
+) -> Result<Option<usize>, neo4rs::Error> {
     let properties = match data_type {
         DataType::Artists => "n.name = NULL, n.resource_url = NULL, n.releases_url = NULL",
         DataType::Labels => "n.name = NULL",
@@ -246,7 +252,7 @@ async fn strip(
     let lease = query("MATCH (r:IngestRun {owner: $owner}) RETURN 1 AS mine").param("owner", owner);
     if !finds(&mut transaction, lease).await? {
         transaction.rollback().await?;
-        return Ok(false);
+        return Ok(None);
     }
     let mut rows = transaction.execute(batches_since(data_type, from)).await?;
     while let Some(row) = rows.next(&mut transaction).await? {
@@ -269,8 +275,10 @@ async fn strip(
     let bare = format!("UNWIND $ids AS id MATCH (n:{label} {{id: id}}) SET {properties}, n.sha256 = NULL, n._v = NULL");
     transaction.run(query(&bare).param("ids", ids.to_vec())).await?;
     transaction.run(sweep::note(&removed)).await?;
+    let count = query("MATCH (v:IngestVanished {key: $key}) SET v.removed = coalesce(v.removed, 0) + $count");
+    transaction.run(count.param("key", key).param("count", ids.len() as i64)).await?;
     transaction.commit().await?;
-    Ok(true)
+    Ok(Some(ids.len()))
 }
 
 async fn run(graph: &Graph, statement: Query) -> Result<(), SinkError> {

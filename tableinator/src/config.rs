@@ -1,7 +1,7 @@
 //! The environment variables of this worker.
 
 use common::config::DefaultValue::{Derived, Required, Value};
-use common::config::{BatchVariables, Config, ConfigError, Env, Secret, Variable, secret, variable};
+use common::config::{BatchVariables, Config, ConfigError, Env, Secret, Variable, secret, tunable, variable};
 
 /// What only this worker reads.
 pub const VARIABLES: &[Variable] = &[
@@ -19,14 +19,14 @@ pub const VARIABLES: &[Variable] = &[
         Value("true"),
         "false writes every record in a transaction of its own; adaptive follows what the database bears, with size and writers as ceilings",
     ),
-    variable("POSTGRES_BATCH_SIZE", Value("500"), "records per batch"),
-    variable("POSTGRES_BATCH_FLUSH_INTERVAL", Value("2.0"), "seconds from a batch's first record to its flush"),
+    tunable("POSTGRES_BATCH_SIZE", Value("500"), "records per batch"),
+    tunable("POSTGRES_BATCH_FLUSH_INTERVAL", Value("2.0"), "seconds from a batch's first record to its flush"),
     variable(
         "POSTGRES_UNCHANGED",
         Value("note"),
         "how a record is marked that a run brings as it is: note (in ingest_seen), touch (updated_at of its row moves)",
     ),
-    variable("POSTGRES_WRITERS", Value("2"), "batches of one type that are written at the same time"),
+    tunable("POSTGRES_WRITERS", Value("2"), "batches of one type that are written at the same time"),
     variable(
         "PURGE_MAX_DELETE_FRACTION",
         Value("0.90"),
@@ -190,6 +190,6 @@ mod tests {
         let env = Env::from_values(&TABLES, values.map(|(k, v)| (k.to_owned(), v.to_owned())));
         let ((common, postgres), _) = read(env).expect("valid");
         assert_eq!((postgres.host.as_str(), postgres.port), ("db", 6000));
-        assert_eq!((common.health_port, common.limits.count), (8002, 500));
+        assert_eq!((common.health_port, common.tuning.limits.count), (8002, 500));
     }
 }

@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         about: "Moves Discogs records from RabbitMQ into PostgreSQL, in batches, by COPY.",
         health_port: config::HEALTH_PORT,
         tables: &config::TABLES,
+        batch: &config::BATCH,
         read: config::read,
     };
     cli::main(worker, |common, postgres| {

@@ -37,6 +37,24 @@ impl PostgresSink {
         let purges = Purges::new(pool.clone(), config.purge_max_delete_fraction);
         PostgresSink { purges, pool, schema, unchanged: config.unchanged }
     }
+
+    /// A batch, committed under a claim; without one it is rolled back.
+    async fn transaction(
+        &self,
+        data_type: DataType,
+        batch: &[&Record<Year>],
+        claim: Option<&Claim>,
+        phases: &mut Phases,
+    ) -> Result<WriteReport, SinkError> {
+        let mut lease = Lease::take(&self.pool).await?;
+        let client = lease.client()?;
+        let mut outcome = write(client, data_type, batch, claim, self.unchanged, New::Copied, phases).await;
+        if outcome.as_ref().is_err_and(|e| e.code() == Some(&SqlState::UNIQUE_VIOLATION)) {
+            // Somebody else inserted one of them after we had looked.
+            outcome = write(client, data_type, batch, claim, self.unchanged, New::Staged, phases).await;
+        }
+        lease.finish(outcome)?.ok_or_else(SinkError::fenced)
+    }
 }
 
 /// Which of these records the table has, and whether with the same hash. An empty hash is never equal (contract, D.3).
@@ -87,7 +105,7 @@ impl Sink for PostgresSink {
         let mut lease = Lease::take(&self.pool).await?;
         let client = lease.client()?;
         let outcome = match schema::apply(client, self.schema).await {
-            Ok(missing) if missing.is_empty() => rehearse(client, data_type).await.map(|()| missing),
+            Ok(missing) if missing.is_empty() => write_nothing(client, data_type).await.map(|()| missing),
             other => other,
         };
         let missing = lease.finish(outcome)?;
@@ -139,14 +157,11 @@ impl Sink for PostgresSink {
         claim: &Claim,
         phases: &mut Phases,
     ) -> Result<WriteReport, SinkError> {
-        let mut lease = Lease::take(&self.pool).await?;
-        let client = lease.client()?;
-        let mut outcome = write(client, data_type, batch, claim, self.unchanged, New::Copied, phases).await;
-        if outcome.as_ref().is_err_and(|e| e.code() == Some(&SqlState::UNIQUE_VIOLATION)) {
-            // Somebody else inserted one of them after we had looked.
-            outcome = write(client, data_type, batch, claim, self.unchanged, New::Staged, phases).await;
-        }
-        lease.finish(outcome)?.ok_or_else(SinkError::fenced)
+        self.transaction(data_type, batch, Some(claim), phases).await
+    }
+
+    async fn rehearse(&self, data_type: DataType, batch: &[&Record<Year>]) -> Result<(), SinkError> {
+        self.transaction(data_type, batch, None, &mut Phases::new(data_type, false)).await.map(drop)
     }
 
     async fn note_dead_letter(&self, data_type: DataType) -> Result<(), SinkError> {
@@ -177,7 +192,10 @@ impl Sink for PostgresSink {
 }
 
 /// Runs every statement of a write, on nothing: missing columns and privileges are found before records are fetched.
-async fn rehearse(client: &mut deadpool_postgres::Client, data_type: DataType) -> Result<(), tokio_postgres::Error> {
+async fn write_nothing(
+    client: &mut deadpool_postgres::Client,
+    data_type: DataType,
+) -> Result<(), tokio_postgres::Error> {
     let transaction = client.transaction().await?;
     let nothing: [&str; 0] = [];
     transaction.batch_execute(&enter(data_type)).await?;
@@ -232,12 +250,13 @@ enum Stand {
     Unchanged,
 }
 
-/// The statements of one batch; `None` if the queue was claimed by somebody else, and nothing is written.
+/// The statements of one batch; `None` if the queue was claimed by somebody else, and nothing is written. Without a claim
+/// everything is rolled back.
 async fn write(
     client: &mut deadpool_postgres::Client,
     data_type: DataType,
     batch: &[&Record<Year>],
-    claim: &Claim,
+    claim: Option<&Claim>,
     unchanged: Unchanged,
     new: New,
     phases: &mut Phases,
@@ -298,6 +317,11 @@ async fn write(
         report.unchanged = batch.len() - report.inserted - report.updated;
         phases.end("upsert");
     }
+    let Some(claim) = claim else {
+        transaction.batch_execute("SET CONSTRAINTS ALL IMMEDIATE").await?; // what a commit would look at
+        transaction.rollback().await?;
+        return Ok(Some(report));
+    };
     // Last, when this transaction holds the locks of its rows.
     if transaction.query_opt(&owner, &[&claim.queue, &claim.owner]).await?.is_none() {
         return Ok(None); // dropping the transaction rolls it back

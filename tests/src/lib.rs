@@ -6,6 +6,7 @@ pub mod browser;
 mod citations;
 pub mod dumps;
 pub mod job;
+pub mod management;
 pub mod oracle;
 pub mod otlp;
 pub mod proxy;

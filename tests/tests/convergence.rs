@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use common::DataType;
+use graphinator::gate;
+use graphinator::vanished::Guards;
 use integration_tests::oracle::{self, Messages};
+use integration_tests::proxy::{Direction, Proxy};
 use integration_tests::stage::{run_graph_maintained, services, settled, within};
 use integration_tests::states;
 use integration_tests::{Error, Stage};
@@ -407,7 +410,58 @@ async fn maintenance_that_was_killed_is_resumed() -> Result<(), Error> {
     }
     run_graph_maintained("20260201").await?;
     updates.assert_is(&brought, true).await?;
+    let counted = "(v:IngestVanished {type: 'artists', outcome: 'removed 600 of 1300'})";
+    assert_eq!(updates.count(counted).await?, 1, "what was removed before the crash counts too");
     updates.end().await
+}
+
+/// Whoever does the maintenance is stopped on the way to removing a record, and another replica takes over meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn maintenance_that_was_frozen_removes_nothing() -> Result<(), Error> {
+    let way = Proxy::start(services().get("NEO4J_PORT").parse()?, u64::MAX).await?;
+    let uri = format!("bolt://127.0.0.1:{}", way.port);
+    let mut updates = Updates::with("supplanted", &[("NEO4J_HOST", uri.as_str()), SHORT[0]]).await?;
+    let artists = |ids| Messages { artists: many(ids, "a"), ..Messages::default() };
+    updates.publish(&artists(1..=20)).await?;
+    let started_at = now();
+    updates.publish(&artists(1..=19)).await?;
+    way.freeze_at(Direction::There, b"(n:Artist {id: id}) USING INDEX SEEK n:Artist(id) SET n._v = n._v");
+    updates.announce("20260201", &started_at).await?;
+    updates.worker.until("about to remove a record", LONG, |_| way.held() > 0).await?;
+    updates.worker.signal("STOP")?;
+    // As if a minute had passed and another replica were doing it.
+    updates.run("MATCH (r:IngestRun) SET r.owner = 'next', r.lease = timestamp() + 60000").await?;
+    way.freeze(Direction::There, false);
+    updates.worker.signal("CONT")?;
+    let told = |w: &Worker| w.log_text().contains("another replica took over the maintenance");
+    updates.worker.until("told that it is over", LONG, told).await?;
+    assert_eq!(updates.count("(a:Artist {id: '20', name: 'x'}) WHERE a.sha256 IS NOT NULL").await?, 1);
+    // That one ended, without having done it. The signals come once more.
+    updates.run("MATCH (r:IngestRun) SET r.owner = NULL").await?;
+    updates.complete("20260201", &started_at).await?;
+    updates.assert_is(&artists(1..=19), true).await?;
+    updates.end().await
+}
+
+/// Two replicas have closed a gate, one after the other: the first one's removal is over, the second one's is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gate_is_opened_by_who_closed_it_last() -> Result<(), Error> {
+    let stage = Stage::with_graph("gate").await?;
+    let graph = services().neo4j()?;
+    let guards =
+        |owner: &str| Guards { max_fraction: 1.0, batch_timeout: Duration::from_secs(1), owner: owner.to_owned() };
+    let closed = async || -> Result<i64, Error> {
+        let mut rows = graph.execute(query("MATCH (g:IngestGate) RETURN count(*) AS x")).await?;
+        Ok(rows.next().await?.ok_or("no row")?.get("x")?)
+    };
+    gate::close(&graph, DataType::Artists, &guards("frozen")).await?;
+    gate::close(&graph, DataType::Artists, &guards("next")).await?;
+    gate::open(&graph, DataType::Artists, &guards("frozen")).await?;
+    gate::open(&graph, DataType::Labels, &guards("next")).await?;
+    assert_eq!(closed().await?, 1);
+    gate::open(&graph, DataType::Artists, &guards("next")).await?;
+    assert_eq!(closed().await?, 0);
+    stage.clean_up().await
 }
 
 /// The end of a run takes its time, and the next run begins meanwhile. What that brings comes after this end, and is not

@@ -166,6 +166,89 @@ fn gzip(bytes: &[u8]) -> Result<Vec<u8>, Error> {
     Ok(out.finish()?)
 }
 
+/// The extractor with these arguments and no environment, to its end.
+fn command(args: &[&str]) -> Command {
+    services();
+    let mut command = Command::new(binary("extractor"));
+    command.args(args).env_clear();
+    command
+}
+
+fn lines(bytes: &[u8]) -> Vec<String> {
+    String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn what_can_t_be_converted_is_said_in_one_line_each() -> Result<(), Error> {
+    let folder = Folder::new("convert")?;
+    let records = ["<label><id>1</id></label>", "<label><name>x</name></label>", "<label><id>2</name></label>"];
+    let xml = format!("<labels>\n{}\n<label><id>3</id></label>\n</labels>\n", records.join("\n"));
+    let file = text(folder.write(DataType::Labels, "xml", xml)?);
+    let name = format!("discogs_{MONTH}_labels.xml");
+    for (format, converted) in [("jsonl", vec![r#"{"id":"1"}"#, r#"{"id":"3"}"#]), ("csv", vec!["id", "1", "3"])] {
+        let out = command(&["convert", &file, "--to", format]).output()?;
+        assert_eq!(out.status.code(), Some(1));
+        assert_eq!(lines(&out.stdout), converted);
+        let said = lines(&out.stderr);
+        let left_out = |line: u32| format!("{name}: the record that begins in line {line} is left out: ");
+        assert_eq!(said[0], left_out(3) + "missing_id: the record has no id");
+        assert!(said[1].starts_with(&(left_out(4) + "malformed_xml: ")), "{said:?}");
+        let end = "2 records are left out, as told above; all others are written";
+        assert_eq!(said[2..], [format!("extractor: {name}: {end}")]);
+    }
+    let out = command(&["convert", "-", "--type", "labels", "--to", "csv"]).stdin(Stdio::null()).output()?;
+    let said = lines(&out.stderr);
+    assert!(said.len() == 1 && said[0].starts_with("extractor: stdin: ") && said[0].contains("--to jsonl"), "{said:?}");
+    fs::write(&file, "<labels>\n<label><id>1</id></label>\n<label>")?;
+    let out = command(&["convert", &file, "--to", "jsonl"]).output()?;
+    assert_eq!((out.status.code(), lines(&out.stdout)), (Some(1), vec![r#"{"id":"1"}"#.to_owned()]));
+    assert_eq!(lines(&out.stderr), [format!("extractor: {name}: the file is cut off: it ends before </labels>")]);
+    Ok(())
+}
+
+/// As in `extractor convert … | head`, and with the standard error closed as well.
+#[test]
+fn a_reader_that_has_enough_is_no_error() -> Result<(), Error> {
+    let folder = Folder::new("pipe")?;
+    folder.generate(3000, 12)?;
+    let file = text(folder.file(DataType::Releases, "xml.gz"));
+    for args in [vec!["convert", &file, "--to", "jsonl"], vec!["convert", &file, "--to", "csv"], vec!["inspect", &file]]
+    {
+        let mut child = command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let mut out = BufReader::new(child.stdout.take().ok_or("no output")?);
+        if args[0] == "convert" {
+            assert!(out.read_line(&mut String::new())? > 0);
+        }
+        drop(out);
+        let ended = child.wait_with_output()?;
+        assert_eq!((ended.status.code(), lines(&ended.stderr)), (Some(0), vec![]), "{args:?}");
+    }
+    let mut child = command(&["inspect", "/nowhere/labels"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    drop(child.stderr.take());
+    assert_eq!(child.wait()?.code(), Some(1), "it must not panic");
+    Ok(())
+}
+
+#[test]
+fn what_is_before_a_damage_is_inspected_and_so_are_the_other_files() -> Result<(), Error> {
+    let folder = Folder::new("inspect")?;
+    folder.generate(3000, 12)?;
+    let files = [DataType::Releases, DataType::Labels].map(|t| folder.file(t, "xml.gz"));
+    let whole = fs::read(&files[0])?;
+    fs::write(&files[0], &whole[..whole.len() / 2])?;
+    let out = command(&["inspect", &text(&files[0]), &text(&files[1])]).output()?;
+    assert_eq!(out.status.code(), Some(1));
+    let report = String::from_utf8_lossy(&out.stdout).into_owned();
+    for part in ["_releases.xml.gz: ", "only what comes before the place where", "_labels.xml.gz: "] {
+        assert!(report.contains(part), "{part}: {report}");
+    }
+    let said = lines(&out.stderr);
+    let begin = format!("extractor: discogs_{MONTH}_releases.xml.gz: the file is damaged or cut off: ");
+    assert!(said.len() == 1 && said[0].starts_with(&begin) && said[0].contains("(reached line "), "{said:?}");
+    assert_eq!(command(&["inspect", &text(&files[1])]).output()?.status.code(), Some(0));
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rules_skip_records_drop_values_and_clear_years() -> Result<(), Error> {
     let job = Job::new("rules", ONE).await?;
@@ -225,8 +308,8 @@ async fn rules_skip_records_drop_values_and_clear_years() -> Result<(), Error> {
     job.stage.clean_up().await
 }
 
-/// Runs the extractor to its end. Returns its peak of memory in KiB, too.
-async fn peak(job: &Job) -> Result<(Ended, u64), Error> {
+/// Runs the extractor to its end, with this exit status. Returns its peak of memory in KiB, too.
+async fn peak(job: &Job, code: i32) -> Result<(Ended, u64), Error> {
     let running = job.start(&[])?;
     let status = format!("/proc/{}/status", running.pid());
     // The kernel keeps the peak; it is gone with the process.
@@ -239,7 +322,7 @@ async fn peak(job: &Job) -> Result<(Ended, u64), Error> {
         }
         peak
     });
-    let ended = running.ended().await?.with(0);
+    let ended = running.ended().await?.with(code);
     let peak = watched.await?;
     println!("peak: {} MiB\n{}", peak / 1024, ended.out);
     assert!(peak > 0, "the peak was never seen");
@@ -269,29 +352,44 @@ async fn memory_stays_under_64_mib() -> Result<(), Error> {
     job.folder.write(DataType::Artists, "xml.gz", gzip(format!("<artists>\n{tiny}</artists>\n").as_bytes())?)?;
     drop(tiny);
 
-    let (ended, peak) = peak(&job).await?;
+    let (ended, peak) = peak(&job, 0).await?;
     ended.saying(&["200,000"]);
     assert!(peak < 64 * 1024, "{} MiB", peak / 1024);
     job.stage.clean_up().await
 }
 
-/// As large as the largest real record, in all four files at once; and as large as any record may be, in bytes that JSON
-/// does not lengthen. The broker takes them more slowly than they are read.
+/// As large as the largest real record, in all four files at once; as large as any record may be; and so large only as
+/// JSON, or too large for it. The broker takes them more slowly than they are read.
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_is_bounded_whatever_the_records_size() -> Result<(), Error> {
-    for (bytes, count, bound) in [(300_000, 100, 64), (extractor::input::MAX_RECORD - 1000, 40, 96)] {
+    let most = extractor::input::MAX_RECORD - 1000;
+    let (text, control) = (|bytes| "Ärger ".repeat(bytes / 7), |bytes| "\u{1}".repeat(bytes));
+    for (what, notes, count, good) in [
+        ("300 KB", [text(300_000), text(300_000)], 100, true),
+        ("2 MiB", [text(most), text(most)], 40, true),
+        ("2 MiB as JSON", [control(most / 6), control(most / 6)], 40, true),
+        ("2 MiB, and every other one 12 MiB as JSON", [text(most), control(most)], 40, false),
+        ("2 MiB, and every other one no UTF-8", [text(most), "X".repeat(most)], 40, false),
+    ] {
         let mut job = Job::new("large", ONE).await?;
         let _proxy = job.through_proxy(10_000_000).await?;
-        let notes = "Ärger ".repeat(bytes / 7);
         for t in DataType::ALL {
             let one = t.name().trim_end_matches('s');
-            let record = |id: usize| format!("<{one} id=\"{id}\"><id>{id}</id><notes>{notes}</notes></{one}>\n");
+            let record =
+                |id: usize| format!("<{one} id=\"{id}\"><id>{id}</id><notes>{}</notes></{one}>\n", notes[id % 2]);
             let records: String = (1..=count).map(record).collect();
-            job.folder.write(t, "xml.gz", gzip(format!("<{t}>\n{records}</{t}>\n").as_bytes())?)?;
+            let mut xml = format!("<{t}>\n{records}</{t}>\n").into_bytes();
+            xml.iter_mut().filter(|byte| **byte == b'X').for_each(|byte| *byte = 0xff);
+            job.folder.write(t, "xml.gz", gzip(&xml)?)?;
         }
-        let (ended, peak) = peak(&job).await?;
-        assert_eq!(ended.out.lines().filter(|line| line.contains(&format!(" {count} "))).count(), 4, "{}", ended.out);
-        assert!(peak < bound * 1024, "{} MiB with records of {bytes} bytes", peak / 1024);
+        let (ended, peak) = peak(&job, i32::from(!good)).await?;
+        let of_table = format!(" {} ", if good { count } else { count / 2 });
+        let in_table = |t: &DataType| {
+            let row = |line: &&str| line.trim_start().starts_with(t.name()) && line.contains(&of_table);
+            ended.out.lines().filter(row).count() == 1
+        };
+        assert!(DataType::ALL.iter().all(in_table), "{}", ended.out);
+        assert!(peak < 64 * 1024, "{} MiB with records of {what}", peak / 1024);
         job.stage.clean_up().await?;
     }
     Ok(())
@@ -449,6 +547,59 @@ async fn lost_bindings_and_exchanges_are_restored_before_the_first_message() -> 
             .exchange_declare(exchange.as_str().into(), ExchangeKind::Fanout, durable, FieldTable::default())
             .await?;
     }
+    job.stage.clean_up().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_is_not_bound_is_refused_if_the_management_can_be_asked() -> Result<(), Error> {
+    let mut job = Job::new("bound", BOTH).await?;
+    let expected = job.folder.generate(100, 9)?;
+    let port = services().get("RABBITMQ_MANAGEMENT_PORT");
+    let address = |login: &str| format!("http://{login}127.0.0.1:{port}");
+    let ask = |job: &mut Job, url: String| job.env.insert("RABBITMQ_MANAGEMENT_URL".to_owned(), url);
+    ask(&mut job, address(""));
+    let channel = &job.stage.channel;
+    let names = job.stage.topology("graphinator", DataType::Masters);
+    let (queue, exchange) = (names.queue.as_str(), names.data_exchange.as_str());
+    let unbind = channel.queue_unbind(queue.into(), exchange.into(), queue.into(), FieldTable::default());
+    unbind.await?;
+    let refusal = format!("queue {queue} is not bound to exchange {exchange}");
+    let ended = job.run(&["--wait", "0"]).await?.with(2).saying(&[&refusal, "restart its worker", "--expect-queues"]);
+    assert_eq!(ended.err.matches("is not bound").count(), 1, "{}", ended.err);
+    for t in DataType::ALL {
+        assert_eq!(job.stage.ready_count(&job.stage.topology(ONE, t).queue).await?, 0, "{t} was published");
+    }
+    // It was left as it was, and a queue that is away is named beside it.
+    let away = job.stage.topology("graphinator", DataType::Labels).queue;
+    channel.queue_delete(away.as_str().into(), Default::default()).await?;
+    let missing = format!("queue {away} does not exist");
+    job.run(&["--wait", "0"]).await?.with(2).saying(&[&refusal, &missing]);
+
+    // As its worker comes back, the run goes on.
+    let waiting = job.start(&["--wait", "60"])?;
+    job.stage.declare("graphinator").await?;
+    waiting.ended().await?.with(0);
+    for worker in ["graphinator", ONE] {
+        for t in DataType::ALL {
+            job.take(worker, t).await?.assert_whole(t.name(), &expected[t.index()])?;
+        }
+    }
+    // Who can't be asked says nothing.
+    let dead = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let right = "RABBITMQ_MANAGEMENT_URL";
+    for (url, remedy) in [
+        (address("nobody:hidden-pw@"), "needs the tag `management`"),
+        (format!("http://nobody:hidden-pw@127.0.0.1:{dead}"), "can't be asked for bindings"),
+        (format!("{}/elsewhere", address("nobody:hidden-pw@")), "not exist"),
+        ("http://nobody:hidden-pw/@127.0.0.1".to_owned(), "percent-encoded"),
+    ] {
+        ask(&mut job, url);
+        let ended = job.run(&["--force", "--wait", "0"]).await?.with(2);
+        ended.saying(&[remedy]).without(&["hidden-pw", "panicked"]);
+    }
+    let (user, password) = (services().get("RABBITMQ_USERNAME"), services().get("RABBITMQ_PASSWORD"));
+    ask(&mut job, address(&format!("{user}:{password}@")) + "/");
+    job.run(&["--force", "--wait", "0"]).await?.with(0).without(&[right]);
     job.stage.clean_up().await
 }
 
@@ -649,6 +800,67 @@ async fn a_webhook_that_is_away_fails_nothing_and_stays_secret() -> Result<(), E
     take_all(&job, &expected).await?;
     // It is not announced again only because nobody answered.
     job.run(&[]).await?.with(0).saying(&["--force"]);
+    job.stage.clean_up().await
+}
+
+/// A web server that takes requests and does not answer.
+fn silent() -> Result<(String, TcpListener), Error> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    Ok((format!("http://127.0.0.1:{}/hook?token=secret", listener.local_addr()?.port()), listener))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_that_is_silent_holds_nobody_up_and_is_told_by_the_next_run() -> Result<(), Error> {
+    let mut job = Job::new("owed", ONE).await?;
+    let expected = job.folder.generate(50, 13)?;
+    let (url, _listener) = silent()?;
+    job.env.insert("COMPLETION_WEBHOOK_URL".to_owned(), url);
+    let began = std::time::Instant::now();
+    let ended = job.run(&[]).await?.with(0);
+    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed()); // 33 s and more before
+    ended.saying(&["could not be called: no answer within 10 s; the next run tries again"]).without(&["token=secret"]);
+    take_all(&job, &expected).await?;
+    let owed = job.state(MONTH)?.owed.ok_or("nothing is owed")?;
+    assert_eq!(owed["run"]["started_at"], job.state(MONTH)?.started_at);
+
+    // Who is called by nobody is owed it still.
+    let url = job.env.remove("COMPLETION_WEBHOOK_URL").unwrap_or_default();
+    job.run(&[]).await?.with(0).saying(&["--force"]).without(&["warning"]);
+    assert_eq!(job.state(MONTH)?.owed.as_ref(), Some(&owed));
+    // Again nobody answers, until somebody does. The broker is not needed for that.
+    job.env.insert("COMPLETION_WEBHOOK_URL".to_owned(), url);
+    job.run(&[]).await?.with(0).saying(&["the next run tries again"]);
+    let hook = Hook::start(&[500])?;
+    job.env.insert("COMPLETION_WEBHOOK_URL".to_owned(), hook.url.clone());
+    job.env.insert("RABBITMQ_PORT".to_owned(), "1".to_owned());
+    job.run(&[]).await?.with(0).saying(&["--force", &format!("was told of dump {MONTH}")]).without(&["warning"]);
+    assert_eq!(hook.requests().into_iter().map(|(_, event)| event).collect::<Vec<_>>(), [owed.clone(), owed]);
+    assert_eq!(job.state(MONTH)?.owed, None);
+    job.run(&[]).await?.with(0);
+    assert_eq!(hook.requests().len(), 2, "it is told once");
+    job.stage.clean_up().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_killed_while_it_calls_the_webhook_owes_it() -> Result<(), Error> {
+    let mut job = Job::new("calling", ONE).await?;
+    let expected = job.folder.generate(50, 13)?;
+    let (url, listener) = silent()?;
+    job.env.insert("COMPLETION_WEBHOOK_URL".to_owned(), url);
+    let running = job.start(&[])?;
+    let _call = tokio::task::spawn_blocking(move || listener.accept()).await??;
+    running.signal("KILL")?;
+    assert_eq!(running.ended().await?.status.code(), None, "it ended before it was killed");
+    let end = take_all(&job, &expected).await?;
+    let hook = Hook::start(&[])?;
+    job.env.insert("COMPLETION_WEBHOOK_URL".to_owned(), hook.url.clone());
+    job.run(&[]).await?.with(0).saying(&["--force"]);
+    let requests = hook.requests();
+    assert_eq!(requests.len(), 1);
+    assert_eq!(requests[0].1["run"]["started_at"], end["started_at"]);
+    for t in DataType::ALL {
+        assert!(job.take(ONE, t).await?.0.is_empty(), "{t}: it was published again");
+    }
     job.stage.clean_up().await
 }
 

@@ -2,13 +2,13 @@
 //! a restart, the HTTP server, batches and acks, the end, TLS and the log.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::ops::Range;
 use std::process::Command;
 use std::time::Duration;
 
 use common::DataType;
+use integration_tests::management::{broker_api, consumers};
 use integration_tests::stage::{binary, services, settled, within};
 use integration_tests::{Error, Stage};
 use lapin::ExchangeKind;
@@ -1093,40 +1093,6 @@ async fn lose_an_ack(stage: &Stage, worker: &mut Worker, ids: Range<usize>) -> R
 
 // ------------------------------------------------------------------------------------------------- the broker
 
-/// A request to the broker's management API: status and body.
-fn broker_api(method: &str, path: &str, body: &str) -> Result<(u16, Value), Error> {
-    let s = services();
-    let login = base64(format!("{}:{}", s.get("RABBITMQ_USERNAME"), s.get("RABBITMQ_PASSWORD")).as_bytes());
-    let port: u16 = s.get("RABBITMQ_MANAGEMENT_PORT").parse()?;
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    // HTTP/1.0: the answer is not chunked and ends with the connection.
-    let request = format!(
-        "{method} /api/{path} HTTP/1.0\r\nAuthorization: Basic {login}\r\nContent-Type: application/json\r\n\
-         Content-Length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    stream.write_all(request.as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or("no HTTP answer")?;
-    let code = head.split(' ').nth(1).ok_or("no status")?.parse()?;
-    Ok((code, serde_json::from_str(body).unwrap_or(Value::Null)))
-}
-
-fn base64(bytes: &[u8]) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::new();
-    for chunk in bytes.chunks(3) {
-        let bits = (0..3).fold(0u32, |bits, i| bits << 8 | u32::from(*chunk.get(i).unwrap_or(&0)));
-        for i in 0..4 {
-            let letter = char::from(LETTERS[(bits >> (18 - 6 * i)) as usize & 63]);
-            out.push(if i <= chunk.len() { letter } else { '=' });
-        }
-    }
-    out
-}
-
 /// A path segment with everything but letters and digits escaped.
 fn encoded(text: &str) -> String {
     text.bytes()
@@ -1229,14 +1195,6 @@ async fn declare_classic(stage: &Stage, queue: &str) -> Result<(), Error> {
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("classic".into()));
     stage.channel.queue_declare(queue.into(), durable, arguments).await?;
     Ok(())
-}
-
-/// The consumers of this stage's queues.
-fn consumers(stage: &Stage) -> Result<Vec<Value>, Error> {
-    let (_, mut all) = broker_api("GET", "consumers/%2F", "")?;
-    let mine = format!("{}-", stage.prefix);
-    let all = all.as_array_mut().map(std::mem::take).unwrap_or_default();
-    Ok(all.into_iter().filter(|c| text(&c["queue"]["name"]).starts_with(&mine)).collect())
 }
 
 async fn consumer_count(stage: &Stage, queue: &str) -> Result<u32, Error> {

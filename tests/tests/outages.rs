@@ -2,13 +2,16 @@
 //! their own (cargo runs targets one after the other) and run one at a time.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::DataType;
 use integration_tests::oracle::{self, Expected, Messages};
 use integration_tests::stage::{by_type, services, settled};
 use integration_tests::states;
 use integration_tests::{Error, Job, Stage};
+use lapin::options::{BasicGetOptions, BasicNackOptions};
+use lapin::types::AMQPValue;
+use neo4rs::query;
 use xtask::process::Worker;
 use xtask::sample::{self, Spec};
 use xtask::services::{root, script};
@@ -135,6 +138,119 @@ async fn messages_are_handed_back_in_a_long_outage() -> Result<(), Error> {
     assert!(code == 503 && reasons.contains("releases: "), "{reasons}");
     script(&["start", "postgres"])?;
     load.finish(worker).await
+}
+
+/// How often a worker has paused a type.
+fn pauses(worker: &Worker, data_type: DataType) -> usize {
+    let of_type = format!(r#""data_type":"{data_type}""#);
+    let is = |line: &&str| line.contains("⏸️ Not consuming") && line.contains(&of_type);
+    worker.log_text().lines().filter(is).count()
+}
+
+fn number(worker: &Worker, metric: &str, data_type: DataType) -> f64 {
+    worker.metric(metric, &[&format!("data_type=\"{data_type}\"")])
+}
+
+/// Gives back before the hold would be over for the tests' patience.
+const SHORT_HOLD: [(&str, &str); 2] = [("RABBITMQ_CONSUMER_TIMEOUT", "10"), ("POSTGRES_BATCH_SIZE", "20")];
+
+fn artist(id: usize, version: usize) -> Vec<u8> {
+    format!(r#"{{"type":"data","id":"{id}","sha256":"{version}","id":"{id}","name":"{version}"}}"#).into_bytes()
+}
+
+/// Certain rows can't be written for long: the disk is full (artists), a privilege is missing (labels), the commit fails (masters).
+/// The messages come back once, not each time that somebody looks whether it works by now.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_certain_rows_show_uses_up_no_deliveries() -> Result<(), Error> {
+    services();
+    tokio::task::block_in_place(|| script(&["up"]))?;
+    let stage = Stage::with_graph("outage").await?; // for itself alone, as every test here
+    let mut worker = stage.start("tableinator", &SHORT_HOLD).await?;
+    let postgres = stage.postgres().await?;
+    let refused = [(DataType::Artists, "53100"), (DataType::Labels, "42501"), (DataType::Masters, "53100")];
+    for (t, code) in refused {
+        let trigger = match t {
+            DataType::Masters => {
+                "CONSTRAINT TRIGGER refuse AFTER INSERT ON masters DEFERRABLE INITIALLY DEFERRED".to_owned()
+            }
+            _ => format!("TRIGGER refuse BEFORE INSERT ON {t}"),
+        };
+        let refuse = format!(
+            "CREATE FUNCTION refuse_{t}() RETURNS trigger LANGUAGE plpgsql AS \
+             $$ BEGIN RAISE EXCEPTION 'not this one' USING ERRCODE = '{code}'; END $$; \
+             CREATE {trigger} FOR EACH ROW WHEN (NEW.data_id LIKE '%7') EXECUTE FUNCTION refuse_{t}()"
+        );
+        postgres.batch_execute(&refuse).await?;
+        stage.publish(t, (1..=30).map(|id| artist(id, 1))).await?;
+    }
+    let five = |w: &Worker| refused.iter().all(|(t, _)| pauses(w, *t) > 5);
+    worker.until("through five pauses", Duration::from_secs(180), five).await?;
+    let (code, reasons) = worker.get("/ready")?;
+    assert_eq!(code, 503, "{reasons}");
+    for (t, code) in refused {
+        assert!(reasons.contains(&format!("{t}: ")) && reasons.contains(code), "{reasons}");
+        assert_eq!(number(&worker, "records_received_total", t), 30.0, "{t}: delivered once");
+        assert!(number(&worker, "retries_total", t) > 5.0 && number(&worker, "breaker_state", t) == 1.0, "{t}");
+        let queue = stage.topology("tableinator", t).queue;
+        let message = stage.channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await?;
+        let delivery = message.ok_or("nothing came back")?.delivery;
+        let headers = delivery.properties.headers().clone().unwrap_or_default();
+        assert_eq!(headers.inner().get("x-delivery-count"), Some(&AMQPValue::LongLongInt(1)), "{t}");
+        delivery.acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await?;
+    }
+    // The artists are repaired. Of the labels it turns out that it is their own fault.
+    let repair = "DROP FUNCTION refuse_artists CASCADE; CREATE OR REPLACE FUNCTION refuse_labels() RETURNS trigger \
+                  LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'nonsense' USING ERRCODE = '22000'; END $$";
+    postgres.batch_execute(repair).await?;
+    for (t, refused) in [(DataType::Artists, 0), (DataType::Labels, 3)] {
+        let settled = |w: &Worker| {
+            let dead = number(w, "records_dead_lettered_total", t);
+            number(w, "records_committed_total", t) + dead >= 30.0 && dead == f64::from(refused)
+        };
+        worker.until("settled", Duration::from_secs(60), settled).await?;
+        let received = number(&worker, "records_received_total", t);
+        assert!(received <= 60.0, "{t}: {received} deliveries of 30 messages");
+        let rows = postgres.query_one(&format!("SELECT count(*) FROM {t}"), &[]).await?;
+        assert_eq!(rows.get::<_, i64>(0), 30 - i64::from(refused), "{t}");
+    }
+    // A pause ends at once: masters are in one.
+    let asked = Instant::now();
+    assert_eq!(worker.stop().await?.code(), Some(0));
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    for (t, refused) in DataType::ALL.into_iter().zip([0, 3, 0, 0]) {
+        let letters = stage.dead_letters("tableinator", t).await?;
+        assert_eq!(letters.len(), refused, "{t}");
+        assert!(letters.iter().all(|letter| letter.header("dead-letter-reason") == "write_refused"), "{t}");
+    }
+    stage.clean_up().await
+}
+
+/// Somebody holds a node of the graph for longer than a batch is held.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_locked_for_long_uses_up_no_deliveries() -> Result<(), Error> {
+    services();
+    tokio::task::block_in_place(|| script(&["up"]))?;
+    let stage = Stage::with_graph("outage").await?;
+    let mut worker = stage.start("graphinator", &[SHORT_HOLD[0], ("WRITE_TIMEOUT", "2")]).await?;
+    stage.publish(DataType::Artists, (1..=3).map(|id| artist(id, 1))).await?;
+    settled(&mut worker, 3).await?;
+    let graph = services().neo4j()?;
+    let mut rival = graph.start_txn().await?;
+    rival.run(query("MATCH (a:Artist {id: '2'}) SET a._rival = 1")).await?;
+    stage.publish(DataType::Artists, (1..=3).map(|id| artist(id, 2))).await?;
+    let paused = |w: &Worker| pauses(w, DataType::Artists) > 3;
+    worker.until("through three pauses", Duration::from_secs(120), paused).await?;
+    assert_eq!(number(&worker, "records_received_total", DataType::Artists), 6.0, "each was delivered once");
+    assert_eq!(stage.ready_count(&stage.topology("graphinator", DataType::Artists).queue).await?, 3);
+    rival.rollback().await?;
+    settled(&mut worker, 6).await?;
+    assert_eq!(number(&worker, "records_received_total", DataType::Artists), 9.0);
+    assert_eq!(worker.stop().await?.code(), Some(0));
+    let messages = Messages { artists: (1..=3).map(|id| artist(id, 2)).collect(), ..Messages::default() };
+    let (nodes, rels) = states::read_graph(&graph).await?;
+    states::compare_graph(&nodes, &rels, &oracle::expected(&messages))?;
+    assert!(stage.dead_letters("graphinator", DataType::Artists).await?.is_empty());
+    stage.clean_up().await
 }
 
 /// Neo4j with little memory for a transaction, until this is dropped: other tests use it too.

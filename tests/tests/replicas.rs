@@ -277,41 +277,99 @@ async fn a_frozen_replica_overwrites_no_node() -> Result<(), Error> {
 }
 
 /// A replica loses its turn between its look at the claim and its commit, which comes later. What the next one gets leads back
-/// to the version that is there until then: its claim must wait for that commit, or it would take the rows for unchanged.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_late_commit_to_the_tables_is_waited_for() -> Result<(), Error> {
-    let stage = Stage::new("late").await?;
-    let way = Proxy::start(services().get("POSTGRES_PORT").parse()?, u64::MAX).await?;
+/// to the version that is there until then: its claim (tables) or its comparison (graph) must wait for that commit, or it would take the
+/// records for unchanged.
+async fn late_commit(
+    worker: &'static str,
+    stage: Stage,
+    commit: &[u8],
+    waiting: impl AsyncFn(&Stage) -> Result<bool, Error>,
+) -> Result<(), Error> {
+    let port = if worker == "graphinator" { "NEO4J_PORT" } else { "POSTGRES_PORT" };
+    let way = Proxy::start(services().get(port).parse()?, u64::MAX).await?;
     let proxied = way.port.to_string();
-    let mut late =
-        stage.spawn_replica("tableinator", 0, &[("RABBITMQ_HEARTBEAT", "2"), ("POSTGRES_PORT", &proxied)])?;
+    let mut late = stage.spawn_replica(worker, 0, &[("RABBITMQ_HEARTBEAT", "2"), (port, &proxied)])?;
     late.ready().await?;
     shared(std::slice::from_ref(&late)).await?;
     let bodies = |hash| (1..=5).map(move |id| version(id, hash));
     stage.publish(DataType::Labels, bodies(1)).await?;
     let committed = |w: &Worker| w.metric("records_committed_total", &["data_type=\"labels\""]);
     late.until("through the first version", LONG, |w| committed(w) == 5.0).await?;
-    way.freeze_at(Direction::There, b"COMMIT");
+    way.freeze_at(Direction::There, commit);
     stage.publish(DataType::Labels, bodies(2)).await?;
     late.until("committing", LONG, |_| way.held() > 0).await?;
     late.signal("STOP")?;
     stage.publish(DataType::Labels, bodies(1)).await?;
     // Long enough for both versions to be in one batch.
-    let patient = [("RABBITMQ_HEARTBEAT", "2"), ("POSTGRES_BATCH_FLUSH_INTERVAL", "2")];
-    let mut next = stage.spawn_replica("tableinator", 1, &patient)?;
-    let client = stage.postgres().await?;
-    let claims = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-                  AND wait_event_type = 'Lock' AND query LIKE 'INSERT INTO ingest_owners%'";
-    within(LONG, "waiting for the late commit", async || Ok(client.query_one(claims, &[]).await?.get::<_, i64>(0) > 0))
-        .await?;
+    // To create what is there already would wait for that commit as well.
+    let patient = [
+        ("SCHEMA", "check"),
+        ("RABBITMQ_HEARTBEAT", "2"),
+        ("POSTGRES_BATCH_FLUSH_INTERVAL", "2"),
+        ("NEO4J_BATCH_FLUSH_INTERVAL", "2"),
+    ];
+    let mut next = stage.spawn_replica(worker, 1, &patient)?;
+    within(LONG, "waiting for the late commit", async || waiting(&stage).await).await?;
     way.freeze(Direction::There, false);
     next.until("through both versions", LONG, |w| committed(w) == 10.0).await?;
     late.signal("CONT")?;
     let messages = Messages { labels: bodies(1).collect(), ..Messages::default() };
-    assert_state(&stage, "tableinator", &messages).await?;
+    assert_state(&stage, worker, &messages).await?;
     // By another commit, after the late one: in between it was the second version.
     assert_eq!(next.metric("records_committed_total", &["data_type=\"labels\"", "outcome=\"updated\""]), 5.0);
     drop((late, next));
+    stage.clean_up().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_commit_to_the_tables_is_waited_for() -> Result<(), Error> {
+    let claims = async |stage: &Stage| {
+        let claims = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                      AND wait_event_type = 'Lock' AND query LIKE 'INSERT INTO ingest_owners%'";
+        Ok(stage.postgres().await?.query_one(claims, &[]).await?.get::<_, i64>(0) > 0)
+    };
+    late_commit("tableinator", Stage::new("late").await?, b"COMMIT", claims).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_commit_to_the_graph_is_waited_for() -> Result<(), Error> {
+    let blocked = async |_: &Stage| {
+        let comparing = "SHOW TRANSACTIONS YIELD status, currentQuery
+                         WHERE status STARTS WITH 'Blocked' AND currentQuery CONTAINS 'IngestSeen' RETURN status";
+        Ok(services().neo4j()?.execute(query(comparing)).await?.next().await?.is_some())
+    };
+    // Bolt's COMMIT, in a chunk of two bytes.
+    late_commit("graphinator", Stage::with_graph("late").await?, b"\x00\x02\xb0\x12\x00\x00", blocked).await
+}
+
+/// A replica is stopped when it has waited for its turn and is about to claim the queue, until that turn is another one's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_that_is_over_is_not_claimed() -> Result<(), Error> {
+    let stage = Stage::new("over").await?;
+    let way = Proxy::start(services().get("RABBITMQ_PORT").parse()?, u64::MAX).await?;
+    let proxied = way.port.to_string();
+    let queue = stage.topology("tableinator", DataType::Labels).queue;
+    // The question whether the turn is still granted: a declaration that is passive (1) and exclusive (4).
+    way.freeze_at(Direction::There, format!("ingest-turn.{queue}\x05").as_bytes());
+    let slow = [("RABBITMQ_HEARTBEAT", "2"), ("RABBITMQ_PORT", proxied.as_str())];
+    let mut first = stage.spawn_replica("tableinator", 0, &slow)?;
+    first.until("about to claim the queue", LONG, |_| way.held() > 0).await?;
+    first.signal("STOP")?;
+    let second = stage.spawn_replica("tableinator", 1, &[])?;
+    shared(std::slice::from_ref(&second)).await?;
+    first.signal("CONT")?;
+    way.freeze(Direction::There, false);
+    let told = |w: &Worker| w.log_text().contains("the broker took the turn back");
+    first.until("told that its turn is over", LONG, told).await?;
+    let replicas = [first, second];
+    shared(&replicas).await?;
+    stage.publish(DataType::Labels, (1..=5).map(|id| version(id, 1))).await?;
+    finished(&stage, "tableinator", &replicas).await?;
+    let messages = Messages { labels: (1..=5).map(|id| version(id, 1)).collect(), ..Messages::default() };
+    assert_state(&stage, "tableinator", &messages).await?;
+    assert_eq!(replicas[1].metric("retries_total", &["code=\"fenced\""]), 0.0, "nobody took its claim away");
+    assert_eq!(replicas[1].metric("reconnects_total", &["peer=\"queue\""]), 0.0);
+    drop(replicas);
     stage.clean_up().await
 }
 

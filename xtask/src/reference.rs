@@ -15,7 +15,8 @@ const HEAD: &str = "# Configuration
 Generated from the code by `cargo xtask docs`; a test fails when it is out of date.
 
 Both workers are configured by environment variables alone; the extractor reads them too, beside its command line. A variable that is set but empty counts as unset. Where a
-variable is marked *, `NAME_FILE` may name a file with the value, whose ends are trimmed; the file wins over `NAME`.
+variable is marked *, `NAME_FILE` may name a file with the value, whose ends are trimmed; the file wins over `NAME`. What is marked ~ can be
+changed in a running worker: [settings.md](settings.md#live-tuning).
 All problems are reported together, with what to do about them, and the worker exits with status 2. Secrets are never
 printed. `graphinator check` and `tableinator check` validate the configuration, connect to everything and exit with 1
 if something is wrong.
@@ -56,13 +57,12 @@ pub fn text() -> String {
 }
 
 fn row(v: &Variable) -> String {
-    let star = if v.secret { "*" } else { "" };
     let default = match v.default {
         DefaultValue::Required => "required".to_owned(),
         DefaultValue::Value(value) => format!("`{value}`"),
         DefaultValue::Derived(text) => text.to_owned(),
     };
-    format!("| `{}`{star} | {default} | {} |\n", v.name, v.help)
+    format!("| `{}`{} | {default} | {} |\n", v.name, v.mark(), v.help)
 }
 
 /// Writes the document.

@@ -10,6 +10,7 @@ use indicatif::{HumanBytes, HumanCount};
 use sha2::{Digest, Sha256};
 
 use super::{Spec, write};
+use crate::cli::say;
 use crate::message::hex;
 use common::DataType;
 
@@ -81,7 +82,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), String> {
         };
         let written = written.and_then(|written| file.inner.flush().map(|()| written)).map_err(named)?;
         sums.push_str(&format!("{} {name}\n", hex(&file.hash.finalize())));
-        println!("{name}: {} records, {} of XML", HumanCount(written.records), HumanBytes(written.bytes));
+        say(&format!("{name}: {} records, {} of XML\n", HumanCount(written.records), HumanBytes(written.bytes)));
     }
     fs::write(args.out.join(format!("discogs_{dump}_CHECKSUM.txt")), sums).map_err(named)
 }

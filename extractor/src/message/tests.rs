@@ -255,6 +255,35 @@ fn real_dumps_become_the_golden_messages() {
 }
 
 #[test]
+fn a_record_whose_json_is_too_large_is_no_message() {
+    let controls = "\u{1}".repeat(MAX_RECORD);
+    for (data_type, length, good) in [
+        (DataType::Labels, (MAX_RECORD - r#"{"a":"","id":"1"}"#.len()) / 6, true),
+        (DataType::Labels, MAX_RECORD / 6, false),
+        (DataType::Labels, MAX_RECORD - 100, false),
+    ] {
+        let xml = format!("<label><id>1</id><a>{}</a></label>", &controls[..length]);
+        match of_record(data_type, xml) {
+            Outcome::Message(body) => assert!(good && body.len() > MAX_RECORD - 100, "{length}"),
+            Outcome::Unusable { reason: "record_too_large", detail, excerpt } => {
+                assert_eq!(detail, "it has more than 2097152 bytes as JSON");
+                assert!(!good && excerpt.starts_with(r#"{"a":"\u0001\u0001"#) && excerpt.len() == Bad::EXCERPT);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    // The encoder is as good as new.
+    let mut encoder = Encoder::new(DataType::Labels, None);
+    let mut record = Object::default();
+    record.insert("id", Node::Text(controls.into()));
+    assert!(matches!(encoder.encode(record), Outcome::Unusable { reason: "record_too_large", .. }));
+    assert!(encoder.json.capacity() <= 2 * MAX_RECORD, "{}", encoder.json.capacity());
+    let mut record = Object::default();
+    record.insert("id", Node::Text("1".into()));
+    assert!(message(encoder.encode(record)).ends_with(r#","id":"1"}"#));
+}
+
+#[test]
 fn every_generated_record_becomes_a_message() {
     let mut total = 0;
     for month in [1, 2] {

@@ -116,33 +116,78 @@ fn a_row_with_too_few_or_too_many_cells_is_bad() {
 
 #[test]
 fn the_header_must_have_an_id() {
-    for (text, found) in [("", "the file is empty"), ("a,b\n1,2\n", "found a, b"), ("\u{feff}ID\n1\n", "found ID")] {
+    for (text, found) in [
+        ("".to_owned(), "the file is empty"),
+        ("\u{feff}".to_owned(), "the file is empty"),
+        ("a,b\n1,2\n".to_owned(), "found a, b"),
+        ("\u{feff}ID\n1\n".to_owned(), "found ID"),
+        ("id;a\n1;x\n".to_owned(), "found id;a (cells must have commas between them)"),
+        ("id\ta\n1\tx\n".to_owned(), "found id\ta (cells must have commas between them)"),
+        ("id,a, a \n1,x,y\n".to_owned(), "found \"a\" twice"),
+        (format!("id{}\n", ",".repeat(MAX_COLUMNS)), "the first row has more than 10000 cells or 1048576 bytes"),
+        (format!("id,{}\n", long(MAX)), "the first row has more than 10000 cells or 1048576 bytes"),
+    ] {
         let (all, end) = read(&mut CsvReader::new(text.as_bytes(), MAX));
         assert!(all.is_empty());
-        assert_eq!(end, Err(format!("no header row with a column `id`: {found}")));
+        assert_eq!(end, Err(format!("expected a header row with a column `id`, and no name twice: {found}")));
     }
-    for text in ["\u{feff}id,a\n1,x", "\u{feff}\"id\",\" a \"\n1,x", " a , id\nx,1"] {
+    for text in ["\u{feff}id,a\n1,x", "\u{feff}\"id\",\" a \"\n1,x", "\u{feff}\r\n\"id\",a\n1,x", " a , id\nx,1"] {
         assert_eq!(whole(text), [r#"{"a":"x","id":"1"}"#], "{text}");
     }
 }
 
 #[test]
-fn a_quote_that_is_not_closed_takes_in_a_bounded_part_of_the_file() {
-    struct Endless(u64);
-    impl Read for Endless {
-        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-            self.0 += buffer.len() as u64;
-            assert!(self.0 < 3 * MAX as u64, "it is not bounded");
-            buffer.fill(b'x');
-            Ok(buffer.len())
+fn a_row_that_is_too_large_is_bad_and_the_rest_comes() {
+    let detail = format!("record_too_large: it has more than {MAX} bytes: is a quote not closed?");
+    let (before, behind) = (r#"{"a":"x","id":"1"}"#.to_owned(), r#"{"a":"z","id":"4"}"#.to_owned());
+    for (length, good) in [(MAX - 4, true), (MAX - 3, true), (MAX + 2, false), (3 * MAX, false)] {
+        for end in ["\n", "\r\n"] {
+            let all = whole(format!("id,a{end}1,x{end}2,{}{end}4,z{end}", long(length)));
+            assert_eq!(all.len(), 3, "{length}");
+            assert_eq!((&all[0], &all[2]), (&before, &behind), "{length}");
+            assert_eq!(all[1] == format!("{detail} in line 3"), !good, "{length}: {}", &all[1][..100]);
         }
     }
-    let begin = format!("id,a\n1,x\n2,{}\n3,\"y\n", long(MAX / 2));
-    let (all, end) = read(&mut CsvReader::new(begin.as_bytes().chain(Endless(0)), MAX));
-    assert_eq!(all.len(), 2);
-    assert!(end.is_err_and(|e| e.contains("is a quote not closed?")));
+    // The end of a line within a quote is not that of the row, and neither are a quote's two quotes the end of it.
+    let cell = long(MAX).replace(' ', "\n") + "\"\",\n5,\"\"";
+    let all = whole(format!("id,a\n1,x\n2,\"{cell}\"\n4,z\n"));
+    assert_eq!(all, [before.clone(), format!("{detail} in line 3"), behind.clone()]);
+    // Cells without number, at once and behind a row that has too many for its size.
+    for cells in [11, 5000, MAX - 3] {
+        let all = whole(format!("id,a\n1,x\n{}\n4,z\n", ",".repeat(cells)));
+        let detail = format!("malformed_csv: {} cells, but the header has 2 in line 3", cells + 1);
+        assert_eq!(all, [before.clone(), detail, behind.clone()]);
+    }
     // Many rows are as many bytes together.
     assert_eq!(whole(format!("id,a\n{}", format!("2,{}\n", long(MAX / 10)).repeat(25))).len(), 25);
+}
+
+#[test]
+fn what_is_kept_of_a_row_is_bounded() {
+    for part in ["x,y\n", ",", "x", "\n"] {
+        let text =
+            format!("id,a\n1,x\n2,\"{}\"\n{}\n", part.repeat(8 * MAX / part.len()), part.trim_end().repeat(4 * MAX));
+        let mut reader = CsvReader::new(text.as_bytes(), MAX);
+        loop {
+            match reader.next(json) {
+                Ok(Next::End) => break,
+                other => drop(other.unwrap()),
+            }
+            let Row { bytes, ends, excerpt, .. } = &reader.row;
+            assert!(bytes.capacity() <= 2 * MAX && ends.capacity() < 1000 && excerpt.capacity() < 2000, "{part:?}");
+        }
+    }
+}
+
+#[test]
+fn a_bad_row_shows_its_beginning_as_it_is() {
+    let text = format!("id,a\r\n\"1\",\"x\"\"\",\r\n\r\n2\n3,{},\n", long(MAX));
+    let mut reader = CsvReader::new(text.as_bytes(), MAX);
+    let mut excerpts = Vec::new();
+    while let Next::Bad(bad) = reader.next(json).unwrap() {
+        excerpts.push(bad.excerpt);
+    }
+    assert_eq!(excerpts, ["\"1\",\"x\"\"\",".to_owned(), "2".to_owned(), format!("3,{}", long(Bad::EXCERPT - 2))]);
 }
 
 #[test]

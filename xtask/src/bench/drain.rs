@@ -20,7 +20,7 @@ use crate::sample;
 use crate::services::Services;
 
 /// Prefix of the exchanges and queues.
-const PREFIX: &str = "bench-drain";
+pub const PREFIX: &str = "bench-drain";
 /// Longest wait for a drain.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -49,6 +49,19 @@ pub struct Cost {
     pub memory: f64,
 }
 
+impl Cost {
+    /// The median of each part.
+    pub fn median(drained: &[Drained]) -> Cost {
+        let median = |of: fn(&Cost) -> f64| Spread::of(drained.iter().map(|d| of(&d.cost)).collect()).median;
+        Cost {
+            worker: median(|c| c.worker),
+            broker: median(|c| c.broker),
+            database: median(|c| c.database),
+            memory: median(|c| c.memory),
+        }
+    }
+}
+
 /// One drain.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Drained {
@@ -56,6 +69,24 @@ pub struct Drained {
     pub rate: f64,
     /// What it cost.
     pub cost: Cost,
+}
+
+impl Drained {
+    /// That many records in that time, with the processor time before and after.
+    pub fn of<'w>(
+        records: f64,
+        took: Duration,
+        before: [f64; 3],
+        after: [f64; 3],
+        workers: impl IntoIterator<Item = &'w Worker>,
+    ) -> Self {
+        let cost = |i: usize| (after[i] - before[i]) * 1e6 / records;
+        let memory = workers.into_iter().map(|worker| cpu::peak_mib(worker.pid())).fold(0.0, f64::max);
+        Drained {
+            rate: records / took.as_secs_f64(),
+            cost: Cost { worker: cost(0), broker: cost(1), database: cost(2), memory },
+        }
+    }
 }
 
 /// A worker, a type, and a queue that can be filled again and again.
@@ -80,13 +111,49 @@ impl<'a> Bench<'a> {
         data_type: DataType,
         records: usize,
     ) -> Result<Self, Error> {
+        Self::with(services, worker, data_type, sample::of_type(7, data_type, records)?).await
+    }
+
+    /// Takes these messages.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn with(
+        services: &'a Services,
+        worker: &'static str,
+        data_type: DataType,
+        bodies: Vec<Vec<u8>>,
+    ) -> Result<Self, Error> {
         let channel = services.broker().await?.create_channel().await?;
         let topology = Topology::new(PREFIX, worker, data_type);
         declare(&channel, &topology).await?;
         let database = if worker == "tableinator" { "postgres" } else { "neo4j" };
         let servers = [cpu::service("rabbitmq")?, cpu::service(database)?];
-        let bodies = sample::of_type(7, data_type, records)?;
         Ok(Bench { services, worker, data_type, topology, channel, bodies, servers })
+    }
+
+    /// Number of messages.
+    pub fn len(&self) -> usize {
+        self.bodies.len()
+    }
+
+    /// Takes everything out of the queue.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn purge(&self) -> Result<(), Error> {
+        self.channel.queue_purge(self.topology.queue.as_str().into(), QueuePurgeOptions::default()).await?;
+        Ok(())
+    }
+
+    /// Adds every record to the queue.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn publish(&self) -> Result<(), Error> {
+        let channel = self.services.broker().await?.create_channel().await?;
+        feed::publish(&channel, &self.topology.data_exchange, &self.bodies).await?;
+        Ok(())
     }
 
     /// Puts every record into the queue, and nothing else.
@@ -94,10 +161,8 @@ impl<'a> Bench<'a> {
     /// # Errors
     /// The broker's.
     pub async fn fill(&self) -> Result<(), Error> {
-        self.channel.queue_purge(self.topology.queue.as_str().into(), QueuePurgeOptions::default()).await?;
-        let channel = self.services.broker().await?.create_channel().await?;
-        feed::publish(&channel, &self.topology.data_exchange, &self.bodies).await?;
-        Ok(())
+        self.purge().await?;
+        self.publish().await
     }
 
     /// Lets a worker drain the queue. Its metrics stay in a file that bears the name of this work.
@@ -120,17 +185,11 @@ impl<'a> Bench<'a> {
             }
             sleep(Duration::from_millis(50)).await;
         }
-        let (seconds, after) = (started.elapsed().as_secs_f64(), self.spent(&worker));
-        let records = count - done;
-        let cost = |i: usize| (after[i] - before[i]) * 1e6 / records;
+        let drained = Drained::of(count - done, started.elapsed(), before, self.spent(&worker), [&worker]);
         let (_, metrics) = worker.get("/metrics")?;
         std::fs::write(directory()?.join(format!("{}-{}-{what}.metrics", self.worker, self.data_type)), metrics)?;
-        let memory = cpu::peak_mib(worker.pid());
         worker.stop().await?;
-        Ok(Drained {
-            rate: records / seconds,
-            cost: Cost { worker: cost(0), broker: cost(1), database: cost(2), memory },
-        })
+        Ok(drained)
     }
 
     /// Takes everything out of the queue and does nothing with it: what the broker alone costs, and how fast it is.
@@ -147,12 +206,14 @@ impl<'a> Bench<'a> {
         Ok(Drained { rate: count as f64 / took.as_secs_f64(), cost: Cost { broker, ..Cost::default() } })
     }
 
-    fn spent(&self, worker: &Worker) -> [f64; 3] {
+    /// Seconds of processor time so far: the worker's, the broker's, the database's.
+    pub fn spent(&self, worker: &Worker) -> [f64; 3] {
         [worker.pid(), self.servers[0], self.servers[1]].map(cpu::seconds)
     }
 }
 
-fn committed(worker: &Worker) -> f64 {
+/// Records that a worker has committed.
+pub fn committed(worker: &Worker) -> f64 {
     worker.metric("records_committed_total", &[])
 }
 
@@ -230,13 +291,7 @@ impl Line {
         drained: &[Drained],
         limit: Option<f64>,
     ) -> Line {
-        let median = |of: fn(&Cost) -> f64| Spread::of(drained.iter().map(|d| of(&d.cost)).collect()).median;
-        let cost = Cost {
-            worker: median(|c| c.worker),
-            broker: median(|c| c.broker),
-            database: median(|c| c.database),
-            memory: median(|c| c.memory),
-        };
+        let cost = Cost::median(drained);
         let rate = Spread::of(drained.iter().map(|d| d.rate).collect());
         Line { worker, data_type: data_type.name(), what, rate, cost, limit }
     }

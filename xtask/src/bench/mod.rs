@@ -3,9 +3,11 @@
 
 pub mod compare;
 pub mod cpu;
+pub mod curves;
 pub mod drain;
 pub mod extract;
 pub mod limit;
+pub mod plot;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -50,6 +52,8 @@ pub enum Part {
     Tableinator,
     /// Queue to Neo4j
     Graphinator,
+    /// Curves and plots: batch size, prefetch, record size, table size, replicas (half an hour; the workers that are named with it, or both)
+    Curves,
 }
 
 impl Options {
@@ -65,8 +69,10 @@ impl Options {
         self.parts.is_empty() || self.parts.contains(&part)
     }
 
+    /// Whether a worker is measured: it is named, or none is.
     fn measures(&self, worker: &str) -> bool {
-        self.includes(if worker == "tableinator" { Part::Tableinator } else { Part::Graphinator })
+        let part = if worker == "tableinator" { Part::Tableinator } else { Part::Graphinator };
+        self.includes(part) || self.parts == [Part::Curves]
     }
 }
 
@@ -101,6 +107,9 @@ pub fn run(options: &Options) -> Result<(), Error> {
         if options.includes(Part::Extractor) {
             extract::run(&services, options).await?;
         }
+        if options.parts.contains(&Part::Curves) {
+            return curves::run(&services, options).await;
+        }
         let mut lines = Vec::new();
         for worker in compare::WORKERS.into_iter().filter(|worker| options.measures(worker)) {
             lines.extend(drain::run(&services, options, worker).await?);
@@ -108,7 +117,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
         let results = directory()?.join("results.json");
         std::fs::write(&results, serde_json::to_vec_pretty(&lines)?)?;
         println!("\nThe workers' figures are in {}", results.display());
-        Ok(())
+        if options.parts.is_empty() { curves::run(&services, options).await } else { Ok(()) }
     })
 }
 
