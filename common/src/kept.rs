@@ -18,7 +18,7 @@ pub enum Kept<P> {
 
 impl<P> Kept<P> {
     /// Number of its records.
-    pub fn len(&self) -> usize {
+    pub fn records(&self) -> usize {
         if let Kept::Records(records) = self { records.len() } else { 0 }
     }
 

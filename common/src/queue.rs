@@ -199,7 +199,7 @@ async fn prepare<S: Sink>(queue: &Queue<S>) -> Result<(), SinkError> {
 async fn rehearse<S: Sink>(queue: &Queue<S>, work: &Kept<S::Payload>) -> Result<(), SinkError> {
     let data_type = queue.data_type;
     let limit = queue.config.write_timeout;
-    let slot = queue.transactions.acquire(data_type, work.len()).await;
+    let slot = queue.transactions.acquire(data_type, work.records()).await;
     let tried = timeout(limit, work.rehearse(&*queue.sink, data_type)).await;
     drop(slot);
     let tried = tried.unwrap_or_else(|_| Err(SinkError::timeout(limit)));

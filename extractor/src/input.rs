@@ -153,7 +153,7 @@ pub enum Records {
     /// Of JSON lines.
     Jsonl(JsonlReader<Source>),
     /// Of a table.
-    Csv(CsvReader<Source>),
+    Csv(Box<CsvReader<Source>>),
 }
 
 impl Records {
@@ -190,7 +190,7 @@ impl Records {
         Ok(match format {
             Format::Xml => Records::Xml(XmlReader::new(plain, data_type, MAX_RECORD)),
             Format::Jsonl => Records::Jsonl(JsonlReader::new(plain, MAX_RECORD)),
-            Format::Csv => Records::Csv(CsvReader::new(plain, MAX_RECORD)),
+            Format::Csv => Records::Csv(Box::new(CsvReader::new(plain, MAX_RECORD))),
         })
     }
 

@@ -133,7 +133,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Number of messages.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.bodies.len()
     }
 
