@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use crate::message::Reject;
 use crate::settle::SettleToken;
 use crate::sink::Record;
+use crate::trace::batch::{BatchTrace, Tracer};
 
 /// Why a batch was closed; a metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +99,8 @@ pub struct Batch<P> {
     pub trigger: Trigger,
     /// When its first record came.
     pub opened: Instant,
+    /// Its trace, if it is traced.
+    pub trace: Option<Box<BatchTrace>>,
 }
 
 impl<P> Batch<P> {
@@ -125,13 +128,14 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Batcher<P> {
     limits: Limits,
+    tracer: Option<Tracer>,
     open: Option<Batch<P>>,
 }
 
 impl<P> Batcher<P> {
     /// An empty batcher.
-    pub fn new(limits: Limits) -> Self {
-        Batcher { limits, open: None }
+    pub fn new(limits: Limits, tracer: Option<Tracer>) -> Self {
+        Batcher { limits, tracer, open: None }
     }
 
     /// From now on batches close by these limits.
@@ -149,7 +153,8 @@ impl<P> Batcher<P> {
         self.limits.count
     }
 
-    /// Adds an item. Returns the batch that this closed, if any: the one before (bytes) or the one with it (count).
+    /// Adds an item that was received at `now` and has been decoded since. Returns the batch that this closed, if any: the one before
+    /// (bytes) or the one with it (count).
     pub fn push(&mut self, item: Item<P>, now: Instant) -> Option<Batch<P>> {
         let bytes = item.bytes();
         let overflow = self.open.as_ref().is_some_and(|open| open.bytes + bytes > self.limits.bytes);
@@ -159,7 +164,11 @@ impl<P> Batcher<P> {
             bytes: 0,
             trigger: Trigger::Count,
             opened: now,
+            trace: self.tracer.as_ref().and_then(|tracer| tracer.begin(now.into_std())),
         });
+        if let Some(trace) = &mut open.trace {
+            trace.decoded(item.origin(), now.into_std());
+        }
         open.bytes += bytes;
         open.items.push(item);
         // After an overflow the new batch holds one item of at least two: a batch of one never stays open.
@@ -173,6 +182,9 @@ impl<P> Batcher<P> {
     pub fn close(&mut self, trigger: Trigger) -> Option<Batch<P>> {
         let mut batch = self.open.take()?;
         batch.trigger = trigger;
+        if let Some(trace) = &mut batch.trace {
+            trace.closed(batch.items.len(), batch.bytes, trigger);
+        }
         Some(batch)
     }
 
@@ -193,7 +205,7 @@ mod tests {
     use crate::settle::Ledger;
 
     fn batcher(count: usize, bytes: usize) -> Batcher<()> {
-        Batcher::new(Limits { count, bytes, interval: Duration::from_secs(2) })
+        Batcher::new(Limits { count, bytes, interval: Duration::from_secs(2) }, None)
     }
 
     fn item(tag: u64, size: usize) -> Item<()> {

@@ -12,6 +12,7 @@ use crate::adaptive::Bounds;
 use crate::batch::Limits;
 use crate::data_type::DataType;
 use crate::shares::Weights;
+use crate::trace::{self, config::TraceConfig};
 use crate::tuning::{self, Assignment, Tuning};
 
 /// Description of one environment variable.
@@ -130,6 +131,18 @@ pub const COMMON: &[Variable] = &[
         Derived("none"),
         "file of lines NAME=VALUE, read at start and at SIGHUP: there the variables marked ~ win over the environment",
     ),
+    variable(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        Derived("no traces"),
+        "base URL of an OpenTelemetry receiver (OTLP over HTTP, protobuf), such as http://collector:4318; traces go to its /v1/traces",
+    ),
+    secret(
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        Derived("none"),
+        "headers for the receiver: NAME=VALUE,NAME=VALUE, values percent-encoded",
+    ),
+    variable("OTEL_SERVICE_NAME", Derived("the worker's name"), "service name in traces"),
+    variable("OTEL_TRACES_SAMPLER_ARG", Value("1.0"), "share of the batches that are traced, 0 to 1"),
 ];
 
 /// Unacknowledged messages per queue.
@@ -192,6 +205,8 @@ pub struct Config {
     pub health_port: u16,
     /// Logging.
     pub log: LogConfig,
+    /// Where traces go, if anywhere.
+    pub trace: Option<TraceConfig>,
 }
 
 impl Config {
@@ -545,6 +560,7 @@ pub fn common(env: &mut Env, batch: &BatchVariables, default_port: u16) -> Confi
         schema: schema_mode(env),
         health_port: env.optional_number("HEALTH_PORT", 0..=u16::MAX).unwrap_or(default_port),
         log: log_config(env),
+        trace: trace::config::read(env),
         broker: broker(env),
     }
 }

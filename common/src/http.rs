@@ -1,5 +1,5 @@
 //! The HTTP server of workers and extractor: `/health` (liveness), `/ready` (can it work?) and `/metrics` (Prometheus). The
-//! workers also have a page for people at `/`, which reads these and `/status`.
+//! workers also have a page for people at `/`, which reads these and `/status`. And [`client`], for calls to others.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -15,6 +15,8 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use ureq::Agent;
+use ureq::tls::{RootCerts, TlsConfig};
 
 use crate::logging::Recent;
 use crate::tuning::InForce;
@@ -92,6 +94,12 @@ impl About {
         let settings = &self.in_force.borrow().settings;
         json!({"version": crate::VERSION, "settings": settings, "recent": self.recent.lines()})
     }
+}
+
+/// A client for addresses out there, which blocks. It trusts the system's CAs, and no request takes longer than `timeout`.
+pub fn client(timeout: Duration) -> Agent {
+    let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
+    Agent::config_builder().timeout_global(Some(timeout)).tls_config(tls).build().into()
 }
 
 /// Asks a process of this machine for `/health`; whether it is in order.

@@ -3,7 +3,7 @@
 //! Read [`pipeline`] first; it is the whole flow. Then, in the order of the flow: [`amqp`] (source), [`encoding`] and
 //! [`message`] (decode), [`batch`] (batcher), [`writer`] (retry and bisect), [`sink`] (what a worker adds), [`settle`] (acks),
 //! [`dead_letter`]; [`deadletter`] is the command that looks at dead letters and replays them. Around it: [`queue`] (one consumer's life),
-//! [`turn`] (which replica consumes), [`watch`] (is it alive?), [`worker`] (the process), [`background`] (what control messages ask for), [`config`], [`tuning`] (what changes while it runs), [`rate`], [`status`] and [`http`], [`metrics`], [`logging`].
+//! [`turn`] (which replica consumes), [`watch`] (is it alive?), [`worker`] (the process), [`background`] (what control messages ask for), [`config`], [`tuning`] (what changes while it runs), [`rate`], [`status`] and [`http`], [`metrics`] and [`phases`], [`trace`], [`logging`].
 
 pub mod adaptive;
 pub mod amqp;
@@ -22,6 +22,7 @@ pub mod kept;
 pub mod logging;
 pub mod message;
 pub mod metrics;
+pub mod phases;
 pub mod pipeline;
 pub mod queue;
 pub mod rate;
@@ -29,6 +30,7 @@ pub mod settle;
 pub mod shares;
 pub mod sink;
 pub mod status;
+pub mod trace;
 pub mod tuning;
 pub mod turn;
 pub mod watch;

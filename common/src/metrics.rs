@@ -77,6 +77,11 @@ pub const STARTED: &str = "process_start_time_seconds";
 pub const CONCURRENCY: &str = "concurrency_limit";
 /// Records that the next batch may hold. Label `data_type`.
 pub const BATCH_LIMIT: &str = "batch_size_limit";
+/// Spans that a receiver of traces took. Only while tracing is on.
+pub const SPANS_EXPORTED: &str = "trace_spans_exported_total";
+/// Spans that were lost. Only while tracing is on. Label `reason`: queue_full, export (the receiver is away or refused them),
+/// shutdown.
+pub const SPANS_DROPPED: &str = "trace_spans_dropped_total";
 /// Always 1. Labels `version`, `commit`, `service`.
 pub const BUILD: &str = "build_info";
 
@@ -150,6 +155,8 @@ fn describe() {
         (RECONNECTS, Unit::Count, "Connections made after the first"),
         (TUNING_RELOADS, Unit::Count, "How often TUNING_FILE was read again, by outcome"),
         (PURGES, Unit::Count, "Removals of what a run did not bring, by outcome"),
+        (SPANS_EXPORTED, Unit::Count, "Spans that the receiver of traces took"),
+        (SPANS_DROPPED, Unit::Count, "Spans that were lost, by reason"),
     ] {
         describe_counter!(name, unit, help);
     }

@@ -35,6 +35,7 @@ use crate::queue::{End, Queue};
 use crate::rate::Pace;
 use crate::settle::SettleToken;
 use crate::sink::{Record, Sink};
+use crate::trace::batch::{Tracer, Unacked};
 use crate::tuning::{Tuned, Tuning};
 use crate::turn::{Claim, Turn};
 use crate::watch;
@@ -48,7 +49,7 @@ const FIRST_SIZE: usize = 500;
 
 /// What one of the tasks beside the loop did.
 enum Done<P> {
-    Batch { ids: HashSet<String>, full: bool, outcome: Result<Effort, Unfinished<P>> },
+    Batch { ids: HashSet<String>, full: bool, effort: Effort, outcome: Result<(), Unfinished<P>> },
     Control(Control, SettleToken, Result<(), Unfinished<P>>),
 }
 
@@ -73,6 +74,8 @@ struct Subscription<'a, S: Sink> {
     adaptive: Option<Adaptive>,
     /// Ids of the batches that are being written: a batch with one of them waits, so that versions keep their order.
     in_flight: HashSet<String>,
+    /// Traces of batches that are written and not acknowledged.
+    unacked: Unacked,
     /// Nothing more is fetched, and the end is when everything that was is settled: a shutdown, a hand-over, another prefetch, or a
     /// fatal error.
     draining: bool,
@@ -118,6 +121,7 @@ pub async fn run<S: Sink>(
         hold_limit: queue.config.hold_limit,
         cancel: cancel.clone(),
     };
+    let tracer = queue.exporter.as_ref().map(|exporter| Tracer::new(exporter, queue.data_type, &topology.queue));
     let mut subscription = Subscription {
         queue,
         turn,
@@ -125,7 +129,7 @@ pub async fn run<S: Sink>(
         writer,
         tuned,
         pace: Pace::new(Arc::clone(&queue.rate), queue.data_type, tuning.rate_limit),
-        batcher: Batcher::new(tuning.limits),
+        batcher: Batcher::new(tuning.limits, tracer),
         waiting: None,
         control: None,
         controlling: false,
@@ -133,6 +137,7 @@ pub async fn run<S: Sink>(
         kept: None,
         adaptive: tuning.adaptive.map(|bounds| Adaptive::new(bounds, FIRST_SIZE)),
         in_flight: HashSet::new(),
+        unacked: Unacked::default(),
         draining: false,
         exhausted: false,
         all_read: false,
@@ -321,32 +326,39 @@ impl<S: Sink> Subscription<'_, S> {
     }
 
     fn start_waiting(&mut self) {
-        let Some((batch, since)) = self.waiting.take() else {
+        let Some((mut batch, since)) = self.waiting.take() else {
             return;
         };
+        if let Some(trace) = &mut batch.trace {
+            trace.started();
+        }
         let data_type = self.queue.data_type.name();
         metrics::gauge!(names::BLOCKED, "data_type" => data_type, "stage" => "source")
             .increment(since.elapsed().as_secs_f64());
         let ids: HashSet<String> = batch.ids().map(str::to_owned).collect();
         self.in_flight.extend(ids.iter().cloned());
         let (writer, full) = (self.writer.clone(), batch.trigger == Trigger::Count);
-        self.tasks.spawn(async move { Done::Batch { ids, full, outcome: writer.write(batch).await } });
+        self.tasks.spawn(async move {
+            let (effort, outcome) = writer.write(batch).await;
+            Done::Batch { ids, full, effort, outcome }
+        });
         self.gauges();
     }
 
     /// Takes note of a finished task and acknowledges what may be acknowledged.
     async fn settle(&mut self, done: Result<Done<S::Payload>, tokio::task::JoinError>) -> Result<(), End> {
         let outcome = match done {
-            Ok(Done::Batch { ids, full, outcome }) => {
+            Ok(Done::Batch { ids, full, effort, outcome }) => {
                 ids.iter().for_each(|id| {
                     self.in_flight.remove(id);
                 });
-                if let (Some(adaptive), Ok(Effort { took, troubled })) = (&mut self.adaptive, &outcome) {
-                    let (took, troubled, pressed) = (*took, *troubled, self.waiting.is_some());
-                    adaptive.observe(Observed { took, full, troubled, pressed });
+                let Effort { took, troubled, trace } = effort;
+                self.unacked.add(trace, outcome.as_ref().err().map(|unfinished| &unfinished.why));
+                if let (Some(adaptive), Ok(())) = (&mut self.adaptive, &outcome) {
+                    adaptive.observe(Observed { took, full, troubled, pressed: self.waiting.is_some() });
                     self.adapt();
                 }
-                outcome.map(drop)
+                outcome
             }
             Ok(Done::Control(control, token, outcome)) => {
                 self.controlling = false;
@@ -417,7 +429,7 @@ impl<S: Sink> Subscription<'_, S> {
         self.queue.status.completed(data_type);
     }
 
-    async fn ack(&self) -> Result<(), End> {
+    async fn ack(&mut self) -> Result<(), End> {
         let Some(frame) = self.source.ledger.ackable() else {
             return Ok(());
         };
@@ -426,6 +438,7 @@ impl<S: Sink> Subscription<'_, S> {
             Ok(()) => {
                 debug!(data_type, delivery_tag = frame.tag, count = frame.count, "📮 Acknowledged");
                 metrics::counter!(names::ACK_FRAMES, "data_type" => data_type).increment(1);
+                self.unacked.acked(frame.tag);
                 Ok(())
             }
             Err(e) => {
@@ -494,11 +507,15 @@ impl<S: Sink> Subscription<'_, S> {
         while !self.tasks.is_empty() {
             tokio::select! {
                 _ = look.tick() => self.queue.status.turn(self.queue.data_type),
-                Some(done) = self.tasks.join_next() => {
-                    if let Ok(Done::Control(control, token, Ok(()))) = done {
+                Some(done) = self.tasks.join_next() => match done {
+                    Ok(Done::Control(control, token, Ok(()))) => {
                         self.control_done(&control);
                         token.settle();
                     }
+                    Ok(Done::Batch { effort, outcome, .. }) => {
+                        self.unacked.add(effort.trace, outcome.as_ref().err().map(|unfinished| &unfinished.why));
+                    }
+                    _ => {}
                 }
             }
         }
@@ -508,7 +525,9 @@ impl<S: Sink> Subscription<'_, S> {
         if !matches!(end, End::Lost(_)) || self.source.is_alive() {
             let _ = self.ack().await; // lost acks were counted; their messages come back
             for frame in self.source.ledger.scattered() {
-                let _ = self.source.ack(frame).await;
+                if self.source.ack(frame).await.is_ok() {
+                    self.unacked.acked(frame.tag);
+                }
             }
         }
         let returned = self.source.ledger.returned();

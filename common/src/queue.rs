@@ -20,6 +20,7 @@ use crate::rate::RateLimit;
 use crate::shares::Shares;
 use crate::sink::{Sink, SinkError};
 use crate::status::Status;
+use crate::trace::export::Exporter;
 use crate::tuning::{InForce, Tuned};
 use crate::turn::{Claim, Turn, Turns};
 use crate::watch::{LOOK, STALLED};
@@ -50,6 +51,8 @@ pub struct Queue<S> {
     pub turns: Arc<Turns>,
     /// Shared state.
     pub status: Arc<Status>,
+    /// Where traces go, if anywhere.
+    pub exporter: Option<Arc<Exporter>>,
     /// Asks for a drain.
     pub shutdown: CancellationToken,
 }

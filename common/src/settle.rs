@@ -134,6 +134,11 @@ pub struct SettleToken {
 }
 
 impl SettleToken {
+    /// The delivery's tag.
+    pub fn tag(&self) -> u64 {
+        self.tag
+    }
+
     /// The record is durably where it belongs: committed, or confirmed by the dead-letter exchange.
     pub fn settle(mut self) {
         if let Some(ledger) = self.ledger.take() {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::data_type::DataType;
 use crate::message::{Control, Data};
+use crate::phases::Phases;
 use crate::turn::Claim;
 
 /// A decoded record on its way to the database.
@@ -51,6 +52,8 @@ pub trait Sink: Send + Sync + 'static {
     ///
     /// Nothing is committed if somebody else has claimed the queue meanwhile: [`SinkError::fenced`].
     ///
+    /// What takes its time is told to `phases`.
+    ///
     /// # Errors
     /// [`SinkError`], classified; nothing of the batch was committed, or all of it was and the reply got lost.
     fn write(
@@ -59,6 +62,7 @@ pub trait Sink: Send + Sync + 'static {
         batch: &[&Record<Self::Payload>],
         again: bool,
         claim: &Claim,
+        phases: &mut Phases,
     ) -> impl Future<Output = Result<WriteReport, SinkError>> + Send;
 
     /// Does what [`write`](Sink::write) does with records that may have been written before, but commits nothing, for as long as nobody

@@ -21,6 +21,7 @@ use crate::rate::RateLimit;
 use crate::shares::Shares;
 use crate::sink::Sink;
 use crate::status::Status;
+use crate::trace::export::Exporter;
 use crate::tuning::{InForce, Tuner};
 use crate::turn::Turns;
 use crate::{logging, metrics};
@@ -65,16 +66,16 @@ pub async fn run<S: Sink>(
     let (recent, verbosity) = logging::init(service, &config.log, config.tuning.log_level);
     let status = Arc::new(Status::new(service, database));
     let started = async {
-        let exporter = metrics::install(service).map_err(|e| e.to_string())?;
+        let prometheus = metrics::install(service).map_err(|e| e.to_string())?;
         let listener = http::bind(config.health_port)
             .await
             .map_err(|e| format!("can't listen on port {}: {e}; set HEALTH_PORT", config.health_port))?;
         let handled = |kind| signal(kind).map_err(|e| format!("can't handle signals: {e}"));
         let (term, int) = (handled(SignalKind::terminate())?, handled(SignalKind::interrupt())?);
-        Ok((exporter, listener, term, int, handled(SignalKind::hangup())?))
+        Ok((prometheus, listener, term, int, handled(SignalKind::hangup())?))
     };
     let started: Result<_, String> = started.await;
-    let (exporter, listener, mut term, mut int, mut hangup) = match started {
+    let (prometheus, listener, mut term, mut int, mut hangup) = match started {
         Ok(started) => started,
         Err(reason) => {
             error!(reason, "❌ Can't start");
@@ -98,13 +99,14 @@ pub async fn run<S: Sink>(
     tuner.show();
     let in_force = tuner.watch();
     let about = About { in_force: in_force.clone(), recent };
-    let http = tokio::spawn(http::serve_with_page(listener, probe, exporter, about));
+    let http = tokio::spawn(http::serve_with_page(listener, probe, prometheus, about));
     let tuning = tokio::spawn(async move {
         while hangup.recv().await.is_some() {
             tuner.reload(&verbosity);
         }
     });
-    let exit = pipelines(config, in_force, sink, &status, async {
+    let exporter = config.trace.as_ref().map(|trace| Exporter::start(service, &config.log.environment, trace));
+    let exit = pipelines(config, in_force, sink, &status, &exporter, async {
         tokio::select! {
             _ = term.recv() => {}
             _ = int.recv() => {}
@@ -112,6 +114,9 @@ pub async fn run<S: Sink>(
     })
     .await;
     tuning.abort();
+    if let Some(exporter) = exporter {
+        exporter.shutdown().await;
+    }
     http.abort();
     exit
 }
@@ -121,6 +126,7 @@ async fn pipelines<S: Sink>(
     tuning: watch::Receiver<InForce>,
     sink: S,
     status: &Arc<Status>,
+    exporter: &Option<Arc<Exporter>>,
     stop: impl Future<Output = ()>,
 ) -> Exit {
     let sink = Arc::new(sink);
@@ -146,6 +152,7 @@ async fn pipelines<S: Sink>(
             rate: Arc::clone(&rate),
             dead_letters: Arc::clone(&dead_letters),
             status: Arc::clone(status),
+            exporter: exporter.clone(),
             shutdown: shutdown.clone(),
         }));
     }

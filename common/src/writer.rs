@@ -18,9 +18,11 @@ use crate::dead_letter::{DeadLetters, Reason};
 use crate::kept::Kept;
 use crate::message::Control;
 use crate::metrics as names;
+use crate::phases::Phases;
 use crate::shares::Shares;
 use crate::sink::{Class, Record, Sink, SinkError, WriteReport};
 use crate::status::Status;
+use crate::trace::batch::BatchTrace;
 use crate::turn::Claim;
 
 /// A message with so few deliveries left counts as lost for the run already.
@@ -71,12 +73,14 @@ impl<S> Clone for Writer<S> {
 }
 
 /// What writing a batch took.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Effort {
     /// The attempts that were committed, from begin to end.
     pub took: Duration,
     /// Whether others failed, of which no record was the cause.
     pub troubled: bool,
+    /// The batch's trace, if it is traced.
+    pub trace: Option<Box<BatchTrace>>,
 }
 
 /// Why a batch was not finished. What it still held is undecided and comes back.
@@ -123,11 +127,13 @@ impl<P> Versions<P> {
 
 impl<S: Sink> Writer<S> {
     /// Writes a batch. On return every delivery in it is settled, or undecided because of the error.
-    ///
-    /// # Errors
-    /// [`Unfinished`].
-    pub async fn write(&self, batch: Batch<S::Payload>) -> Result<Effort, Unfinished<S::Payload>> {
-        let mut effort = Effort::default();
+    pub async fn write(&self, mut batch: Batch<S::Payload>) -> (Effort, Result<(), Unfinished<S::Payload>>) {
+        let mut effort = Effort { trace: batch.trace.take(), ..Effort::default() };
+        let outcome = self.write_all(batch, &mut effort).await;
+        (effort, outcome)
+    }
+
+    async fn write_all(&self, batch: Batch<S::Payload>, effort: &mut Effort) -> Result<(), Unfinished<S::Payload>> {
         let started = Instant::now();
         let size = batch.items.len();
         // The broker dead-letters without asking. Whoever compares what a run has brought must know that before.
@@ -136,10 +142,10 @@ impl<S: Sink> Writer<S> {
         }
         let (records, rejects) = sort(batch.items);
         if !records.is_empty() {
-            self.write_parts(records, batch.opened, &mut effort).await?;
+            self.write_parts(records, batch.opened, effort).await?;
         }
         for (reason, body, origin) in rejects {
-            self.dead_letter(&body, origin, reason, batch.opened).await?;
+            self.dead_letter(&body, origin, reason, batch.opened, effort).await?;
         }
         let took = started.elapsed();
         info!(
@@ -150,9 +156,10 @@ impl<S: Sink> Writer<S> {
             duration_ms = took.as_millis() as u64,
             records_per_sec = (size as f64 / took.as_secs_f64().max(1e-6)).round() as u64,
             total_processed = self.status.total_committed(self.data_type),
+            trace_id = effort.trace.as_ref().map(|trace| trace.id()),
             "✅ Batch processed"
         );
-        Ok(effort)
+        Ok(())
     }
 
     async fn write_parts(
@@ -175,8 +182,11 @@ impl<S: Sink> Writer<S> {
                 }
             };
             match tried {
-                Ok(report) => self.committed(part, report),
+                Ok(report) => self.committed(part, report, effort),
                 Err(poison) if part.len() > 1 => {
+                    if let Some(trace) = &mut effort.trace {
+                        trace.bisect(part.len(), &poison);
+                    }
                     metrics::counter!(names::BISECTIONS, "data_type" => self.data_type.name()).increment(1);
                     warn!(data_type = self.data_type.name(), batch_size = part.len(), error = %poison, "🔬 Batch refused, splitting it");
                     let half = part.split_off(part.len() / 2);
@@ -191,7 +201,7 @@ impl<S: Sink> Writer<S> {
                             detail: poison.message,
                             id: Some(record.id),
                         };
-                        self.dead_letter(&record.body, origin, reason, opened).await?;
+                        self.dead_letter(&record.body, origin, reason, opened, effort).await?;
                     }
                     // The version before it was fine, as far as anybody knows: it is the newest now.
                     part.retain(|versions| !versions.0.is_empty());
@@ -215,12 +225,17 @@ impl<S: Sink> Writer<S> {
         let newest: Vec<_> = part.iter().filter_map(Versions::newest).collect();
         let mut retry = Retry::new(self, opened);
         loop {
+            let asked = Instant::now();
             let slot = self.transactions.acquire(self.data_type, part.len()).await;
             let started = Instant::now();
-            let written =
-                timeout(self.write_timeout, self.sink.write(self.data_type, &newest, *again, &self.claim)).await;
+            let mut phases = Phases::new(self.data_type, effort.trace.is_some());
+            let write = self.sink.write(self.data_type, &newest, *again, &self.claim, &mut phases);
+            let written = self.bounded(write).await;
             drop(slot);
-            match written.unwrap_or_else(|_| Err(SinkError::timeout(self.write_timeout))) {
+            if let Some(trace) = &mut effort.trace {
+                trace.attempt((asked.into_std(), started.into_std()), part.len(), phases, written.as_ref().err());
+            }
+            match written {
                 Ok(report) => {
                     self.status.trouble(self.data_type, None);
                     let took = started.elapsed();
@@ -237,15 +252,21 @@ impl<S: Sink> Writer<S> {
                 Err(error) => {
                     effort.troubled = true;
                     *again = true; // parts of a write that come after its commit may be missing
+                    if let Some(trace) = &mut effort.trace {
+                        trace.retry(&error);
+                    }
                     retry.after(error).await?;
                 }
             }
         }
     }
 
-    fn committed(&self, part: Vec<Versions<S::Payload>>, report: WriteReport) {
+    fn committed(&self, part: Vec<Versions<S::Payload>>, report: WriteReport, effort: &mut Effort) {
         let data_type = self.data_type.name();
         let deliveries: usize = part.iter().map(|v| v.0.len()).sum();
+        if let Some(trace) = &mut effort.trace {
+            trace.committed(report, deliveries - part.len());
+        }
         for (outcome, count) in [
             ("inserted", report.inserted),
             ("updated", report.updated),
@@ -277,6 +298,7 @@ impl<S: Sink> Writer<S> {
         origin: Origin,
         reason: Reason,
         since: Instant,
+        effort: &mut Effort,
     ) -> Result<(), Unfinished<S::Payload>> {
         self.note_dead_letter(since).await?;
         let mut retry = Retry::new(self, since);
@@ -286,6 +308,9 @@ impl<S: Sink> Writer<S> {
             let _ = self.dead_letters.declare(&self.topology).await;
         }
         origin.token.settle();
+        if let Some(trace) = &mut effort.trace {
+            trace.dead_lettered(reason.reason);
+        }
         self.status.dead_lettered(self.data_type);
         metrics::counter!(names::DEAD_LETTERED, "data_type" => self.data_type.name(), "reason" => reason.reason)
             .increment(1);

@@ -8,8 +8,6 @@ use common::backoff::Backoff;
 use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
-use ureq::Agent;
-use ureq::tls::{RootCerts, TlsConfig};
 
 use crate::file::Shared;
 
@@ -94,9 +92,7 @@ async fn post(url: String, event: String) -> Result<(), String> {
 }
 
 fn post_once(url: &str, body: &str) -> Result<(), String> {
-    let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
-    let agent: Agent = Agent::config_builder().timeout_global(Some(TIMEOUT)).tls_config(tls).build().into();
-    let request = agent.post(url).header("content-type", "application/json");
+    let request = common::http::client(TIMEOUT).post(url).header("content-type", "application/json");
     match request.send(body) {
         Ok(_) => Ok(()),
         Err(ureq::Error::StatusCode(code)) => Err(format!("it answered with status {code}")),

@@ -1,12 +1,12 @@
 //! A batch in Neo4j: compare hashes, prune, write, all in one transaction; then the SAME_AS edges that waited for it.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::DataType;
 use common::config::SchemaMode;
 use common::message::{Control, Data};
-use common::metrics::WRITE;
+use common::phases::Phases;
 use common::sink::{Class, Record, Sink, SinkError, WriteReport};
 use common::turn::Claim;
 use neo4rs::{Query, Txn, query};
@@ -63,9 +63,10 @@ impl Neo4jSink {
         batch: &[&Record<Payload>],
         again: bool,
         claim: Option<&Claim>,
+        phases: &mut Phases,
     ) -> Result<WriteReport, SinkError> {
         let mut transaction = self.connector.graph()?.start_txn().await.map_err(|e| self.failed(&e))?;
-        let written = write(&mut transaction, data_type, batch, again).await;
+        let written = write(&mut transaction, data_type, batch, again, phases).await;
         let Written { report, rest, removed, fresh } = written.map_err(|e| self.failed(&e))?;
         if !fresh {
             // An attempt that was given up, and had committed after all.
@@ -87,21 +88,21 @@ impl Neo4jSink {
             transaction.rollback().await.map_err(|e| self.failed(&e))?;
             return Err(SinkError::fenced());
         }
-        let commit = Instant::now();
+        phases.begin();
         transaction.commit().await.map_err(|e| self.failed(&e))?;
-        phase(data_type, "commit", commit);
+        phases.end("commit");
         // After the commit, so that this batch and one that runs beside it can't both miss the other: whichever commits
         // last sees the other's artists or waiting credits here. What was written before may lack this step.
         let linkable = statements::artist_ids(if again { batch } else { &rest });
         if !linkable.is_empty() {
-            let link = Instant::now();
+            phases.begin();
             self.run(statements::link(linkable)).await?;
-            phase(data_type, "link", link);
+            phases.end("link");
         }
         if !removed.is_empty() {
-            let sweep = Instant::now();
+            phases.begin();
             self.sweep(&removed).await;
-            phase(data_type, "sweep", sweep);
+            phases.end("sweep");
         }
         Ok(report)
     }
@@ -171,16 +172,17 @@ impl Sink for Neo4jSink {
         batch: &[&Record<Payload>],
         again: bool,
         claim: &Claim,
+        phases: &mut Phases,
     ) -> Result<WriteReport, SinkError> {
         let guard = Unfinished(&self.connector);
-        let written = self.transaction(data_type, batch, again, Some(claim)).await;
+        let written = self.transaction(data_type, batch, again, Some(claim), phases).await;
         guard.finish();
         written
     }
 
     async fn rehearse(&self, data_type: DataType, batch: &[&Record<Payload>]) -> Result<(), SinkError> {
         let guard = Unfinished(&self.connector);
-        let rehearsed = self.transaction(data_type, batch, true, None).await;
+        let rehearsed = self.transaction(data_type, batch, true, None, &mut Phases::new(data_type, false)).await;
         guard.finish();
         rehearsed.map(drop)
     }
@@ -250,15 +252,16 @@ async fn write<'a>(
     data_type: DataType,
     batch: &[&'a Record<Payload>],
     again: bool,
+    phases: &mut Phases,
 ) -> Result<Written<'a>, neo4rs::Error> {
-    let check = Instant::now();
+    phases.begin();
     let mut rows = transaction.execute(statements::check(data_type, batch, again)).await?;
     let mut found = Found::default();
     while let Some(row) = rows.next(&mut *transaction).await? {
         found = row.to()?;
     }
     let Found { unchanged, changed, bare } = found;
-    phase(data_type, "check", check);
+    phases.end("check");
     let report = WriteReport {
         unchanged: unchanged.len(),
         updated: changed.len(),
@@ -269,7 +272,7 @@ async fn write<'a>(
     };
     let mut removed = Removed::default();
     if !changed.is_empty() {
-        let prune = Instant::now();
+        phases.begin();
         let statement = prune::statement(data_type, &at(&|i| changed.contains(&i)));
         let mut rows = transaction.execute(statement).await?;
         while let Some(row) = rows.next(&mut *transaction).await? {
@@ -278,9 +281,9 @@ async fn write<'a>(
         if !removed.is_empty() {
             transaction.run(sweep::note(&removed)).await?;
         }
-        phase(data_type, "prune", prune);
+        phases.end("prune");
     }
-    let merge = Instant::now();
+    phases.begin();
     // Edges of artists and labels have two records that can claim them, so none of theirs is new for certain.
     let own_edges = matches!(data_type, DataType::Masters | DataType::Releases);
     let new = |i: &usize| own_edges && !unchanged.contains(i) && !changed.contains(i) && !bare.contains(i);
@@ -297,11 +300,7 @@ async fn write<'a>(
     }
     let rest = at(&|i| !unchanged.contains(&i));
     if !rest.is_empty() {
-        phase(data_type, "merge", merge);
+        phases.end("merge");
     }
     Ok(Written { report, rest, removed, fresh })
-}
-
-fn phase(data_type: DataType, phase: &'static str, since: Instant) {
-    metrics::histogram!(WRITE, "data_type" => data_type.name(), "phase" => phase).record(since.elapsed().as_secs_f64());
 }

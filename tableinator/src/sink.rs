@@ -3,12 +3,11 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
-use std::time::Instant;
 
 use common::DataType;
 use common::config::SchemaMode;
 use common::message::{Control, Data};
-use common::metrics::WRITE;
+use common::phases::Phases;
 use common::sink::{Class, Record, Sink, SinkError, WriteReport};
 use common::turn::Claim;
 use common::year;
@@ -45,13 +44,14 @@ impl PostgresSink {
         data_type: DataType,
         batch: &[&Record<Year>],
         claim: Option<&Claim>,
+        phases: &mut Phases,
     ) -> Result<WriteReport, SinkError> {
         let mut lease = Lease::take(&self.pool).await?;
         let client = lease.client()?;
-        let mut outcome = write(client, data_type, batch, claim, self.unchanged, New::Copied).await;
+        let mut outcome = write(client, data_type, batch, claim, self.unchanged, New::Copied, phases).await;
         if outcome.as_ref().is_err_and(|e| e.code() == Some(&SqlState::UNIQUE_VIOLATION)) {
             // Somebody else inserted one of them after we had looked.
-            outcome = write(client, data_type, batch, claim, self.unchanged, New::Staged).await;
+            outcome = write(client, data_type, batch, claim, self.unchanged, New::Staged, phases).await;
         }
         lease.finish(outcome)?.ok_or_else(SinkError::fenced)
     }
@@ -155,12 +155,13 @@ impl Sink for PostgresSink {
         batch: &[&Record<Year>],
         _again: bool,
         claim: &Claim,
+        phases: &mut Phases,
     ) -> Result<WriteReport, SinkError> {
-        self.transaction(data_type, batch, Some(claim)).await
+        self.transaction(data_type, batch, Some(claim), phases).await
     }
 
     async fn rehearse(&self, data_type: DataType, batch: &[&Record<Year>]) -> Result<(), SinkError> {
-        self.transaction(data_type, batch, None).await.map(drop)
+        self.transaction(data_type, batch, None, &mut Phases::new(data_type, false)).await.map(drop)
     }
 
     async fn note_dead_letter(&self, data_type: DataType) -> Result<(), SinkError> {
@@ -258,11 +259,12 @@ async fn write(
     claim: Option<&Claim>,
     unchanged: Unchanged,
     new: New,
+    phases: &mut Phases,
 ) -> Result<Option<WriteReport>, tokio_postgres::Error> {
     let known = client.prepare_cached(&known_statement(data_type)).await?;
     let upsert = client.prepare_cached(&upsert_statement(data_type)).await?;
     let owner = client.prepare_cached(OWNER).await?;
-    let mut clock = Phases::new(data_type);
+    phases.begin();
     let transaction = client.transaction().await?;
 
     let ids: Vec<_> = batch.iter().map(|r| rows::storable(&r.id)).collect();
@@ -283,7 +285,7 @@ async fn write(
         let stand = &stand;
         batch.iter().zip(&ids).filter(move |(_, id)| stand(id) == is).map(|(record, id)| (*record, id.as_ref()))
     };
-    clock.end("known");
+    phases.end("known");
 
     let mut report = WriteReport::default();
     let seen: Vec<&str> = that(Stand::Unchanged).map(|(_, id)| id).collect();
@@ -299,12 +301,12 @@ async fn write(
                 transaction.execute(&touch, &[&seen]).await?;
             }
         }
-        clock.end("seen");
+        phases.end("seen");
     }
     if that(Stand::New).next().is_some() {
         let copied = copy(&transaction, &copy_statement(data_type), that(Stand::New).map(|(record, _)| record)).await?;
         report.inserted = usize::try_from(copied).unwrap_or_default();
-        clock.end("copy");
+        phases.end("copy");
     }
     if that(Stand::Changed).next().is_some() {
         copy(&transaction, STAGE, that(Stand::Changed).map(|(record, _)| record)).await?;
@@ -313,7 +315,7 @@ async fn write(
         report.inserted += usize::try_from(inserted).unwrap_or_default();
         report.updated = usize::try_from(updated).unwrap_or_default();
         report.unchanged = batch.len() - report.inserted - report.updated;
-        clock.end("upsert");
+        phases.end("upsert");
     }
     let Some(claim) = claim else {
         transaction.batch_execute("SET CONSTRAINTS ALL IMMEDIATE").await?; // what a commit would look at
@@ -325,24 +327,6 @@ async fn write(
         return Ok(None); // dropping the transaction rolls it back
     }
     transaction.commit().await?;
-    clock.end("commit");
+    phases.end("commit");
     Ok(Some(report))
-}
-
-/// Times the phases of one write.
-struct Phases {
-    data_type: DataType,
-    since: Instant,
-}
-
-impl Phases {
-    fn new(data_type: DataType) -> Self {
-        Phases { data_type, since: Instant::now() }
-    }
-
-    fn end(&mut self, phase: &'static str) {
-        metrics::histogram!(WRITE, "data_type" => self.data_type.name(), "phase" => phase)
-            .record(self.since.elapsed().as_secs_f64());
-        self.since = Instant::now();
-    }
 }

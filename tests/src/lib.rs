@@ -8,6 +8,7 @@ pub mod dumps;
 pub mod job;
 pub mod management;
 pub mod oracle;
+pub mod otlp;
 pub mod proxy;
 pub mod stage;
 pub mod states;

@@ -32,12 +32,24 @@ pub async fn publish<B: AsRef<[u8]>>(
     exchange: &str,
     bodies: impl IntoIterator<Item = B>,
 ) -> Result<usize, Error> {
+    publish_each(channel, exchange, bodies.into_iter().map(|body| (body, properties()))).await
+}
+
+/// The same, with properties of its own for each body.
+///
+/// # Errors
+/// As above.
+pub async fn publish_each<B: AsRef<[u8]>>(
+    channel: &Channel,
+    exchange: &str,
+    messages: impl IntoIterator<Item = (B, BasicProperties)>,
+) -> Result<usize, Error> {
     channel.confirm_select(ConfirmSelectOptions::default()).await?;
     let mut waiting: VecDeque<PublisherConfirm> = VecDeque::new();
     let mut count = 0;
-    for body in bodies {
+    for (body, properties) in messages {
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let confirm = channel.basic_publish(exchange.into(), "".into(), options, body.as_ref(), properties()).await?;
+        let confirm = channel.basic_publish(exchange.into(), "".into(), options, body.as_ref(), properties).await?;
         waiting.push_back(confirm);
         count += 1;
         if waiting.len() >= WINDOW

@@ -4,6 +4,7 @@
 use common::DataType;
 use common::config::{Config, Env, Variable};
 use common::message::{self, Message};
+use common::phases::Phases;
 use common::sink::{Class, Record, Sink};
 use common::turn::Claim;
 use futures_util::SinkExt as _;
@@ -105,9 +106,10 @@ async fn graph(services: &Services, server: u32, data_type: DataType, bodies: &[
         let writers = (0..WRITERS).map(|writer| {
             let (sink, claim, batches) = (&sink, &claim, &batches);
             async move {
+                let mut phases = Phases::new(data_type, false);
                 for batch in batches.iter().skip(writer).step_by(WRITERS) {
                     // Deadlocks are for the client to repeat.
-                    while let Err(e) = sink.write(data_type, batch, false, claim).await {
+                    while let Err(e) = sink.write(data_type, batch, false, claim, &mut phases).await {
                         if e.class == Class::Fatal {
                             return Err(e);
                         }
