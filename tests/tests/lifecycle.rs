@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::DataType;
 use integration_tests::management::{broker_api, consumers};
-use integration_tests::stage::{binary, services, settled, within};
+use integration_tests::stage::{binary, services, settled, stop_clean, within};
 use integration_tests::{Error, Stage};
 use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions, QueueDeleteOptions};
