@@ -1,19 +1,27 @@
 //! Who may write: a number of slots, shared between the types by their weights.
 //!
 //! When several types wait for a slot, it goes to the one that has had least for its weight, counted in records (weighted fair queueing).
-//! A type that waited for nothing meanwhile gets no credit for that.
+//! A type that waited for nothing meanwhile gets no credit for that. Whoever has waited for [`OVERDUE`] comes first all the same: the broker wants
+//! its messages back after a while.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::data_type::DataType;
+
+/// Longest wait because of a small weight.
+const OVERDUE: Duration = Duration::from_secs(20);
 
 /// The slots.
 #[derive(Debug)]
 pub struct Shares {
     weights: Weights,
+    /// After so long a wait, weights don't count.
+    overdue: Duration,
     state: Mutex<State>,
 }
 
@@ -32,18 +40,29 @@ struct State {
     now: f64,
 }
 
+#[derive(Debug)]
+struct Waiting {
+    sender: oneshot::Sender<Slot>,
+    records: usize,
+    since: Instant,
+}
+
 #[derive(Debug, Default)]
 struct Type {
     /// Records by weight that it was given slots for.
     had: f64,
-    waiting: VecDeque<(oneshot::Sender<Slot>, usize)>,
+    waiting: VecDeque<Waiting>,
 }
 
 impl Shares {
     /// That many slots.
     pub fn new(slots: usize, weights: Weights) -> Arc<Self> {
+        Self::with(slots, weights, OVERDUE)
+    }
+
+    fn with(slots: usize, weights: Weights, overdue: Duration) -> Arc<Self> {
         let state = State { free: slots, types: Default::default(), now: 0.0 };
-        Arc::new(Shares { weights, state: Mutex::new(state) })
+        Arc::new(Shares { weights, overdue, state: Mutex::new(state) })
     }
 
     /// Waits for a slot for a batch of that many records.
@@ -56,7 +75,7 @@ impl Shares {
             if one.waiting.is_empty() {
                 one.had = one.had.max(now);
             }
-            one.waiting.push_back((sender, records));
+            one.waiting.push_back(Waiting { sender, records, since: Instant::now() });
         }
         self.grant();
         match slot.await {
@@ -79,11 +98,13 @@ impl Shares {
         if state.free == 0 {
             return None;
         }
-        let waiting = (0..state.types.len()).filter(|i| !state.types[*i].waiting.is_empty());
-        let at = waiting.min_by(|a, b| state.types[*a].had.total_cmp(&state.types[*b].had))?;
+        let waiting = || (0..state.types.len()).filter_map(|i| Some((i, state.types[i].waiting.front()?.since)));
+        let overdue = waiting().filter(|(_, since)| since.elapsed() >= self.overdue).min_by_key(|(_, since)| *since);
+        let had = |i: usize| state.types[i].had;
+        let (at, _) = overdue.or_else(|| waiting().min_by(|(a, _), (b, _)| had(*a).total_cmp(&had(*b))))?;
         let one = &mut state.types[at];
         let now = one.had;
-        let (sender, records) = one.waiting.pop_front()?;
+        let Waiting { sender, records, .. } = one.waiting.pop_front()?;
         one.had += records as f64 / f64::from(self.weights[at].max(1));
         state.now = now;
         state.free -= 1;
@@ -150,6 +171,34 @@ mod tests {
         let order = served(&shares, &[(DataType::Labels, 20, 100), (DataType::Releases, 20, 100)]).await;
         let labels = count(&order[..20], DataType::Labels);
         assert!((9..=11).contains(&labels), "{order:?}");
+    }
+
+    /// Whether labels, which have had their share for long, get the slot before artists have had it a hundred times more.
+    async fn light_type_is_served(overdue: Duration) -> bool {
+        let shares = Shares::with(1, [1000, 1, 1, 1], overdue);
+        drop(shares.acquire(DataType::Labels, 1000).await);
+        let mut busy = shares.acquire(DataType::Artists, 1).await;
+        let mut label = Box::pin(shares.acquire(DataType::Labels, 1));
+        for _ in 0..100 {
+            let mut next = Box::pin(shares.acquire(DataType::Artists, 1));
+            assert!(futures_util::poll!(&mut next).is_pending());
+            if futures_util::poll!(&mut label).is_ready() {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            drop(busy);
+            busy = tokio::select! {
+                slot = &mut next => slot,
+                _ = &mut label => return true,
+            };
+        }
+        false
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_ever() {
+        assert!(!light_type_is_served(Duration::from_secs(3600)).await);
+        assert!(light_type_is_served(Duration::from_millis(20)).await);
     }
 
     #[tokio::test]

@@ -226,7 +226,10 @@ impl<S: Sink> Writer<S> {
         let mut retry = Retry::new(self, opened);
         loop {
             let asked = Instant::now();
-            let slot = self.transactions.acquire(self.data_type, part.len()).await;
+            let slot = tokio::select! {
+                slot = self.transactions.acquire(self.data_type, part.len()) => slot,
+                () = self.cancel.cancelled() => return Err(Interrupted::Cancelled),
+            };
             let started = Instant::now();
             let mut phases = Phases::new(self.data_type, effort.trace.is_some());
             let write = self.sink.write(self.data_type, &newest, *again, &self.claim, &mut phases);

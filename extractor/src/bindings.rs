@@ -87,7 +87,6 @@ impl Management {
         for Target { exchange, queues, .. } in targets {
             for queue in queues {
                 match self.bindings(&agent, queue)? {
-                    // One that exists is bound to the default exchange at least.
                     None => problems.push(TargetError::Missing(queue.clone()).to_string()),
                     Some(bindings) if bindings.iter().any(|binding| binding.source == *exchange) => {}
                     Some(_) => problems.push(format!(
@@ -120,12 +119,21 @@ impl Management {
     /// A queue's bindings; `None` if there is no such queue.
     fn bindings(&self, agent: &Agent, queue: &str) -> Result<Option<Vec<Binding>>, String> {
         let encoded = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
-        let url = format!("{}/api/queues/{}/{}/bindings", self.base, encoded(&self.vhost), encoded(queue));
+        let url = format!("{}/api/queues/{}/{}", self.base, encoded(&self.vhost), encoded(queue));
+        // The bindings of a queue that does not exist look like those of one that is not bound.
+        let Some(_) = self.ask(agent, &url)? else { return Ok(None) };
+        let Some(text) = self.ask(agent, &format!("{url}/bindings"))? else { return Ok(None) };
+        serde_json::from_str(&text)
+            .map(Some)
+            .map_err(|_| "it answered with something else: is that its address?".to_owned())
+    }
+
+    /// The answer to GET; `None` if there is nothing of that name.
+    fn ask(&self, agent: &Agent, url: &str) -> Result<Option<String>, String> {
         match agent.get(url).header("authorization", self.authorization.expose()).call() {
             Ok(mut answer) => {
-                let text = answer.body_mut().with_config().limit(MOST).read_to_string().map_err(|e| e.to_string())?;
-                let bindings = serde_json::from_str(&text);
-                bindings.map(not_empty).map_err(|_| "it answered with something else: is that its address?".to_owned())
+                let text = answer.body_mut().with_config().limit(MOST).read_to_string();
+                text.map(Some).map_err(|e| e.to_string())
             }
             Err(ureq::Error::StatusCode(404)) => Ok(None),
             Err(ureq::Error::StatusCode(code @ (401 | 403))) => {
@@ -135,11 +143,6 @@ impl Management {
             Err(e) => Err(e.to_string()),
         }
     }
-}
-
-/// The broker answers for a queue that is not there as for one without bindings.
-fn not_empty(bindings: Vec<Binding>) -> Option<Vec<Binding>> {
-    Some(bindings).filter(|bindings| !bindings.is_empty())
 }
 
 #[cfg(test)]

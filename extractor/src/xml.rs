@@ -143,6 +143,9 @@ impl<R: Read> XmlReader<R> {
         make: &mut impl FnMut(Object<'_>) -> T,
     ) -> Result<(T, usize), Fault> {
         let bytes = &self.buffer[self.start..end];
+        if repaired && repaired_length(bytes) > self.max_record {
+            return Err(Fault::TooLarge(self.max_record));
+        }
         let text = if repaired { String::from_utf8_lossy(bytes) } else { Cow::Borrowed("") };
         let (record, used) = match &text {
             Cow::Owned(text) => {
@@ -416,6 +419,12 @@ enum At {
     RootEnd,
     Nothing,
     Junk,
+}
+
+/// The length of that text when everything that is no UTF-8 is replaced: up to three times as much.
+fn repaired_length(bytes: &[u8]) -> usize {
+    let replaced = |invalid: &[u8]| if invalid.is_empty() { 0 } else { char::REPLACEMENT_CHARACTER.len_utf8() };
+    bytes.utf8_chunks().map(|chunk| chunk.valid().len() + replaced(chunk.invalid())).sum()
 }
 
 /// The length of what became so long when everything that is no UTF-8 was replaced.

@@ -23,8 +23,10 @@ pub fn read(env: &mut Env) -> Option<TraceConfig> {
     let endpoint = env.optional("OTEL_EXPORTER_OTLP_ENDPOINT");
     let given = env.optional("OTEL_EXPORTER_OTLP_HEADERS").unwrap_or_default();
     let service = env.optional("OTEL_SERVICE_NAME");
+    let endpoint = endpoint?;
+    // Other samplers' arguments, which may be set for all programs of a cluster, are of no concern to one that traces nothing.
     let share = env.number("OTEL_TRACES_SAMPLER_ARG", 0.0..=1.0);
-    let endpoint = endpoint?.trim().trim_end_matches('/').to_owned();
+    let endpoint = endpoint.trim().trim_end_matches('/').to_owned();
     // Neither is repeated: the one may hold credentials, the other does.
     if !is_base_url(&endpoint) {
         env.problem(

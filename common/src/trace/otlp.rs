@@ -51,6 +51,9 @@ impl Receiver {
             ureq::Error::StatusCode(code) => format!("it answered with status {code}"),
             e => e.to_string(),
         })?;
+        if !answer.status().is_success() {
+            return Err(format!("it answered with status {}", answer.status().as_u16()));
+        }
         let answer = answer.body_mut().read_to_vec().map_err(|e| e.to_string())?;
         // An answer of some other kind is no reason to doubt its status.
         let answer = ExportTraceServiceResponse::decode(answer.as_slice()).unwrap_or_default();
