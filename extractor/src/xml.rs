@@ -20,6 +20,8 @@ mod record;
 
 /// Bytes of the buffer, unless a record needs more.
 const BUFFER: usize = 256 * 1024;
+/// How much longer than the largest record a text may become by its repair: nobody has a use for one that is garbage all over.
+const MOST_REPAIRED: usize = 2;
 /// More bytes than a record's start tag has.
 const KEPT: usize = 256;
 
@@ -143,7 +145,7 @@ impl<R: Read> XmlReader<R> {
         make: &mut impl FnMut(Object<'_>) -> T,
     ) -> Result<(T, usize), Fault> {
         let bytes = &self.buffer[self.start..end];
-        if repaired && repaired_length(bytes) > self.max_record {
+        if repaired && repaired_length(bytes) > MOST_REPAIRED * self.max_record {
             return Err(Fault::TooLarge(self.max_record));
         }
         let text = if repaired { String::from_utf8_lossy(bytes) } else { Cow::Borrowed("") };

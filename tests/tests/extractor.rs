@@ -590,7 +590,7 @@ async fn a_queue_that_is_not_bound_is_refused_if_the_management_can_be_asked() -
     for (url, remedy) in [
         (address("nobody:hidden-pw@"), "needs the tag `management`"),
         (format!("http://nobody:hidden-pw@127.0.0.1:{dead}"), "can't be asked for bindings"),
-        (format!("{}/elsewhere", address("nobody:hidden-pw@")), "not exist"),
+        (format!("{}/elsewhere", address("nobody:hidden-pw@")), "can't be asked for bindings"),
         ("http://nobody:hidden-pw/@127.0.0.1".to_owned(), "percent-encoded"),
     ] {
         ask(&mut job, url);
