@@ -22,13 +22,6 @@ impl<P> Kept<P> {
         if let Kept::Records(records) = self { records.len() } else { 0 }
     }
 
-    /// After an attempt that took too long: half of the records, since the batch size may have been lowered meanwhile.
-    pub fn halve(&mut self) {
-        if let Kept::Records(records) = self {
-            records.truncate(records.len().div_ceil(2));
-        }
-    }
-
     /// Tries it. Records are not committed; the others may be repeated, so they are done.
     ///
     /// # Errors

@@ -160,12 +160,7 @@ async fn subscribe<S: Sink>(
 ) -> Result<(Turn, Claim, Tuned, Source), End> {
     prepare(queue).await.map_err(End::Paused)?;
     if let Some(work) = kept {
-        if let Err(error) = rehearse(queue, work).await {
-            if error.is_timeout() {
-                work.halve();
-            }
-            return Err(End::Paused(error));
-        }
+        rehearse(queue, work).await.map_err(End::Paused)?;
         *kept = None;
     }
     let waiting = || {

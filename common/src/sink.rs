@@ -131,8 +131,6 @@ impl Class {
 
 /// Code of [`SinkError::fenced`].
 const FENCED: &str = "fenced";
-/// Code of [`SinkError::timeout`].
-const TIMEOUT: &str = "timeout";
 
 /// A classified database error.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -162,13 +160,8 @@ impl SinkError {
         self.code == FENCED
     }
 
-    /// Whether it is [`SinkError::timeout`].
-    pub fn is_timeout(&self) -> bool {
-        self.code == TIMEOUT
-    }
-
     /// The attempt took longer than `limit`.
     pub fn timeout(limit: Duration) -> Self {
-        SinkError::new(Class::Transient, TIMEOUT, format!("no answer within {} s", limit.as_secs()))
+        SinkError::new(Class::Transient, "timeout", format!("no answer within {} s", limit.as_secs()))
     }
 }
