@@ -96,9 +96,10 @@ impl About {
     }
 }
 
-/// A client for addresses out there, which blocks. It trusts the system's CAs, and no request takes longer than `timeout`.
-pub fn client(timeout: Duration) -> Agent {
-    let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
+/// A client for addresses out there, which blocks. It trusts these CAs ([`RootCerts::PlatformVerifier`]: the system's), and no request takes
+/// longer than `timeout`.
+pub fn client(timeout: Duration, roots: RootCerts) -> Agent {
+    let tls = TlsConfig::builder().root_certs(roots).build();
     Agent::config_builder().timeout_global(Some(timeout)).tls_config(tls).build().into()
 }
 

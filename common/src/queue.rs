@@ -77,7 +77,7 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
     let mut rehearsals = rehearsal();
     // Each time that messages go back uses up one of their deliveries, so these pauses grow to a quarter of an hour. They do so only
     // if rehearsals are no use.
-    let mut pauses = Backoff::new(Duration::from_secs(2), Duration::from_secs(900));
+    let mut pauses = handed_back();
     while !queue.shutdown.is_cancelled() {
         let end = match until_shutdown(&queue, subscribe(&queue, &topology, &mut kept)).await {
             None => return,
@@ -106,7 +106,7 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
                     backoff = Backoff::outage();
                 }
                 if queue.status.total_committed(data_type) > before {
-                    pauses = Backoff::new(Duration::from_secs(2), Duration::from_secs(900));
+                    pauses = handed_back();
                 }
                 if let End::Paused(error) = &end {
                     let pause = pauses.pause();
@@ -144,6 +144,11 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
         let pause = if kept.is_some() { rehearsals.pause() } else { backoff.pause() };
         until_shutdown(&queue, sleep(pause)).await;
     }
+}
+
+/// Pauses after messages went back, 1 s to a quarter of an hour.
+fn handed_back() -> Backoff {
+    Backoff::new(Duration::from_secs(2), Duration::from_secs(900))
 }
 
 /// Pauses between rehearsals, 0.12 s to a minute: what PostgreSQL rolls back takes room until the next vacuum.

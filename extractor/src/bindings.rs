@@ -5,10 +5,11 @@ use std::time::Duration;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use common::config::{BrokerConfig, Secret};
+use common::http;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::Deserialize;
 use ureq::Agent;
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::tls::{Certificate, PemItem, RootCerts, parse_pem};
 
 use crate::publish::{Target, TargetError};
 
@@ -112,8 +113,7 @@ impl Management {
                 RootCerts::from(certificates)
             }
         };
-        let tls = TlsConfig::builder().root_certs(roots).build();
-        Ok(Agent::config_builder().timeout_global(Some(TIMEOUT)).max_redirects(0).tls_config(tls).build().into())
+        Ok(http::client(TIMEOUT, roots))
     }
 
     /// A queue's bindings; `None` if there is no such queue.
@@ -130,7 +130,9 @@ impl Management {
 
     /// The answer to GET; `None` if there is nothing of that name.
     fn ask(&self, agent: &Agent, url: &str) -> Result<Option<String>, String> {
-        match agent.get(url).header("authorization", self.authorization.expose()).call() {
+        // A redirect would take the password elsewhere.
+        let get = agent.get(url).config().max_redirects(0).build();
+        match get.header("authorization", self.authorization.expose()).call() {
             Ok(mut answer) => {
                 let text = answer.body_mut().with_config().limit(MOST).read_to_string();
                 text.map(Some).map_err(|e| e.to_string())

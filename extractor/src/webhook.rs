@@ -8,6 +8,7 @@ use common::backoff::Backoff;
 use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
+use ureq::tls::RootCerts;
 
 use crate::file::Shared;
 
@@ -92,7 +93,8 @@ async fn post(url: String, event: String) -> Result<(), String> {
 }
 
 fn post_once(url: &str, body: &str) -> Result<(), String> {
-    let request = common::http::client(TIMEOUT).post(url).header("content-type", "application/json");
+    let request =
+        common::http::client(TIMEOUT, RootCerts::PlatformVerifier).post(url).header("content-type", "application/json");
     match request.send(body) {
         Ok(_) => Ok(()),
         Err(ureq::Error::StatusCode(code)) => Err(format!("it answered with status {code}")),

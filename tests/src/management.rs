@@ -4,6 +4,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 
 use crate::stage::services;
@@ -12,7 +14,7 @@ use crate::{Error, Stage};
 /// A request: status and body.
 pub fn broker_api(method: &str, path: &str, body: &str) -> Result<(u16, Value), Error> {
     let s = services();
-    let login = base64(format!("{}:{}", s.get("RABBITMQ_USERNAME"), s.get("RABBITMQ_PASSWORD")).as_bytes());
+    let login = BASE64_STANDARD.encode(format!("{}:{}", s.get("RABBITMQ_USERNAME"), s.get("RABBITMQ_PASSWORD")));
     let port: u16 = s.get("RABBITMQ_MANAGEMENT_PORT").parse()?;
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
@@ -28,19 +30,6 @@ pub fn broker_api(method: &str, path: &str, body: &str) -> Result<(u16, Value), 
     let (head, body) = answer.split_once("\r\n\r\n").ok_or("no HTTP answer")?;
     let code = head.split(' ').nth(1).ok_or("no status")?.parse()?;
     Ok((code, serde_json::from_str(body).unwrap_or(Value::Null)))
-}
-
-fn base64(bytes: &[u8]) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::new();
-    for chunk in bytes.chunks(3) {
-        let bits = (0..3).fold(0u32, |bits, i| bits << 8 | u32::from(*chunk.get(i).unwrap_or(&0)));
-        for i in 0..4 {
-            let letter = char::from(LETTERS[(bits >> (18 - 6 * i)) as usize & 63]);
-            out.push(if i <= chunk.len() { letter } else { '=' });
-        }
-    }
-    out
 }
 
 /// The consumers of this stage's queues.

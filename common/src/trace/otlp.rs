@@ -9,6 +9,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SpanData;
 use prost::Message;
 use ureq::Agent;
+use ureq::tls::RootCerts;
 
 use super::config::TraceConfig;
 use crate::config::Secret;
@@ -29,7 +30,7 @@ impl Receiver {
     /// The receiver that the settings name. `resource` says whose spans they are.
     pub fn new(config: &TraceConfig, resource: &Resource) -> Self {
         Receiver {
-            agent: crate::http::client(TIMEOUT),
+            agent: crate::http::client(TIMEOUT, RootCerts::PlatformVerifier),
             url: format!("{}/v1/traces", config.endpoint),
             headers: config.headers.clone(),
             resource: resource.into(),

@@ -1,7 +1,6 @@
 //! Curves: how rate and processor time per record follow the batch size, the prefetch, the size of the records, the number of
 //! records that the database has, and the number of replicas.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,7 @@ use neo4rs::query;
 use sha2::{Digest, Sha256};
 use tokio::time::sleep;
 
-use super::drain::{Bench, Cost, Drained, PREFIX, records};
+use super::drain::{Bench, Cost, Drained, committed, environment, records};
 use super::{Options, Spread, compare, directory, plot};
 use crate::Error;
 use crate::demo::{self, step};
@@ -271,10 +270,9 @@ impl<'a> Sweep<'a> {
 
     /// The replicas share the queues first, and stand still while these are filled.
     async fn together(&self, queues: &[Bench<'a>], replicas: usize) -> Result<Drained, Error> {
-        let mut env: BTreeMap<String, String> = self.services.0.clone();
-        env.insert("DISCOGS_EXCHANGE_PREFIX".to_owned(), PREFIX.to_owned());
-        env.insert("RABBITMQ_HEARTBEAT".to_owned(), "60".to_owned());
-        env.extend(self.options.settings.iter().cloned());
+        let mut settings = vec![("RABBITMQ_HEARTBEAT".to_owned(), "60".to_owned())];
+        settings.extend(self.options.settings.iter().cloned());
+        let env = environment(self.services, &settings);
         for queue in queues {
             queue.purge().await?;
         }
@@ -311,7 +309,7 @@ impl<'a> Sweep<'a> {
         for worker in &workers {
             worker.signal("CONT")?;
         }
-        while workers.iter().map(super::drain::committed).sum::<f64>() < count as f64 {
+        while workers.iter().map(committed).sum::<f64>() < count as f64 {
             if started.elapsed() > PATIENCE {
                 return Err(format!("the replicas of the {} did not drain the queues", self.worker).into());
             }

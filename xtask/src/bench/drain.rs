@@ -20,7 +20,7 @@ use crate::sample;
 use crate::services::Services;
 
 /// Prefix of the exchanges and queues.
-pub const PREFIX: &str = "bench-drain";
+const PREFIX: &str = "bench-drain";
 /// Longest wait for a drain.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -171,10 +171,7 @@ impl<'a> Bench<'a> {
     /// If it does not.
     pub async fn drain(&self, binary: &Path, settings: &[(String, String)], what: &str) -> Result<Drained, Error> {
         self.fill().await?;
-        let mut env: BTreeMap<String, String> = self.services.0.clone();
-        env.insert("DISCOGS_EXCHANGE_PREFIX".to_owned(), PREFIX.to_owned());
-        env.insert("LOG_LEVEL".to_owned(), "INFO".to_owned());
-        env.extend(settings.iter().cloned());
+        let env = environment(self.services, settings);
         let mut worker = Worker::start(binary, &env, &directory()?.join(format!("{}.log", self.worker)))?;
         let count = self.bodies.len() as f64;
         worker.until("at work", PATIENCE, |w| w.metric("records_received_total", &[]) > 0.0).await?;
@@ -210,6 +207,15 @@ impl<'a> Bench<'a> {
     pub fn spent(&self, worker: &Worker) -> [f64; 3] {
         [worker.pid(), self.servers[0], self.servers[1]].map(cpu::seconds)
     }
+}
+
+/// A measured worker's environment.
+pub fn environment(services: &Services, settings: &[(String, String)]) -> BTreeMap<String, String> {
+    let mut env = services.0.clone();
+    env.insert("DISCOGS_EXCHANGE_PREFIX".to_owned(), PREFIX.to_owned());
+    env.insert("LOG_LEVEL".to_owned(), "INFO".to_owned());
+    env.extend(settings.iter().cloned());
+    env
 }
 
 /// Records that a worker has committed.
