@@ -193,6 +193,27 @@ pub async fn declare(channel: &Channel, topology: &Topology) -> Result<(), Broke
     Ok(())
 }
 
+/// Messages waiting in the queue, and its consumers. On the way declares what somebody may have deleted: without its
+/// exchange or binding a queue stays empty for ever, and nobody tells.
+async fn depth(channel: &Channel, topology: &Topology) -> Result<(u32, u32), BrokerError> {
+    declare(channel, topology).await?;
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let declared = channel.queue_declare(topology.queue.as_str().into(), passive, FieldTable::default());
+    let queue = answered(declared).await?;
+    Ok((queue.message_count(), queue.consumer_count()))
+}
+
+/// Whether no message waits in the queue.
+///
+/// # Errors
+/// [`BrokerError`].
+pub async fn is_empty(broker: &Broker, topology: &Topology) -> Result<bool, BrokerError> {
+    let channel = broker.channel().await?;
+    let waiting = depth(&channel, topology).await.map(|(ready, _)| ready);
+    let _ = answered(channel.close(200, "done".into())).await;
+    Ok(waiting? == 0)
+}
+
 /// A consumer on a channel of its own, with the ledger of what that channel delivered.
 pub struct Source {
     channel: Channel,
@@ -261,17 +282,12 @@ impl Source {
         self.channel.status().connected() && self.monitor.status().connected()
     }
 
-    /// Messages waiting in the queue, and its consumers. On the way declares what somebody may have deleted: without its
-    /// exchange or binding a queue stays empty for ever, and nobody tells.
+    /// Messages waiting in the queue, and its consumers: see [`depth`].
     ///
     /// # Errors
     /// [`BrokerError`].
     pub async fn depth(&self) -> Result<(u32, u32), BrokerError> {
-        declare(&self.monitor, &self.topology).await?;
-        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let declared = self.monitor.queue_declare(self.topology.queue.as_str().into(), passive, FieldTable::default());
-        let queue = answered(declared).await?;
-        Ok((queue.message_count(), queue.consumer_count()))
+        depth(&self.monitor, &self.topology).await
     }
 
     /// The queue's name.

@@ -370,16 +370,17 @@ impl<S: Sink> Subscription<'_, S> {
             }
             Err(panic) => return Err(End::Lost(format!("a write died: {panic}"))),
         };
-        self.ack().await?;
-        self.gauges();
-        outcome.map_err(|Unfinished { why, kept }| match why {
+        let outcome = outcome.map_err(|Unfinished { why, kept }| match why {
             Interrupted::HeldTooLong(error) => {
-                self.kept = kept;
+                self.kept = kept; // even if the acks are lost
                 End::Paused(error)
             }
             Interrupted::Fenced(error) => End::Lost(error.message),
             Interrupted::Cancelled => End::Lost("cancelled".to_owned()),
-        })
+        });
+        self.ack().await?;
+        self.gauges();
+        outcome
     }
 
     /// Batches that may be written at the same time.

@@ -8,7 +8,7 @@ use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::amqp::{Broker, Source};
+use crate::amqp::{Broker, Source, is_empty};
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::data_type::{DataType, Topology};
@@ -119,6 +119,7 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
                     );
                     queue.status.trouble(data_type, Some(error.to_string()));
                     until_shutdown(&queue, sleep(pause)).await;
+                    continue;
                 }
                 end
             }
@@ -165,8 +166,12 @@ async fn subscribe<S: Sink>(
 ) -> Result<(Turn, Claim, Tuned, Source), End> {
     prepare(queue).await.map_err(End::Paused)?;
     if let Some(work) = kept {
-        rehearse(queue, work).await.map_err(End::Paused)?;
-        *kept = None;
+        let rehearsed = rehearse(queue, work).await;
+        // Its messages may be with another replica by now, or purged: then it must not stop those that come after.
+        if rehearsed.is_ok() || is_empty(&queue.broker, topology).await.unwrap_or(false) {
+            *kept = None;
+        }
+        rehearsed.map_err(End::Paused)?;
     }
     let waiting = || {
         queue.status.trouble(queue.data_type, None);

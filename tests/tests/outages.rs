@@ -9,7 +9,7 @@ use integration_tests::oracle::{self, Expected, Messages};
 use integration_tests::stage::{by_type, services, settled};
 use integration_tests::states;
 use integration_tests::{Error, Job, Stage};
-use lapin::options::{BasicGetOptions, BasicNackOptions};
+use lapin::options::{BasicGetOptions, BasicNackOptions, QueuePurgeOptions};
 use lapin::types::AMQPValue;
 use neo4rs::query;
 use xtask::process::Worker;
@@ -250,6 +250,35 @@ async fn a_node_that_is_locked_for_long_uses_up_no_deliveries() -> Result<(), Er
     let (nodes, rels) = states::read_graph(&graph).await?;
     states::compare_graph(&nodes, &rels, &oracle::expected(&messages))?;
     assert!(stage.dead_letters("graphinator", DataType::Artists).await?.is_empty());
+    stage.clean_up().await
+}
+
+/// A copy of messages that somebody has purged must not hold up those that come after them.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_copy_of_purged_messages_holds_up_nothing() -> Result<(), Error> {
+    services();
+    tokio::task::block_in_place(|| script(&["up"]))?;
+    let stage = Stage::with_graph("outage").await?; // for itself alone
+    let mut worker = stage.start("tableinator", &[SHORT_HOLD[0], ("WRITE_TIMEOUT", "2")]).await?;
+    stage.publish(DataType::Artists, (1..=3).map(|id| artist(id, 1))).await?;
+    settled(&mut worker, 3).await?;
+    let mut postgres = stage.postgres().await?;
+    let rival = postgres.transaction().await?;
+    rival.execute("SELECT FROM artists WHERE data_id = '2' FOR UPDATE", &[]).await?;
+    stage.publish(DataType::Artists, (1..=3).map(|id| artist(id, 2))).await?;
+    worker.until("paused", Duration::from_secs(120), |w| pauses(w, DataType::Artists) > 0).await?;
+    let queue = stage.topology("tableinator", DataType::Artists).queue;
+    assert_eq!(stage.ready_count(&queue).await?, 3);
+    stage.channel.queue_purge(queue.as_str().into(), QueuePurgeOptions::default()).await?;
+    // The lock is still held, so that the copy can't be written.
+    let consuming = |w: &Worker| number(w, "breaker_state", DataType::Artists) == 0.0;
+    worker.until("consuming again", Duration::from_secs(90), consuming).await?;
+    stage.publish(DataType::Artists, [artist(4, 1)]).await?;
+    settled(&mut worker, 4).await?;
+    let versions = "SELECT string_agg(data_id || '.' || hash, ' ' ORDER BY data_id) FROM artists";
+    assert_eq!(rival.query_one(versions, &[]).await?.get::<_, String>(0), "1.1 2.1 3.1 4.1");
+    rival.rollback().await?;
+    assert_eq!(worker.stop().await?.code(), Some(0));
     stage.clean_up().await
 }
 
