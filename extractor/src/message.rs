@@ -153,6 +153,12 @@ impl Write for Bounded<'_> {
         Ok(taken)
     }
 
+    // The usual case, without a loop.
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let taken = self.write(bytes)?;
+        if taken == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 use memchr::{memchr, memchr2, memmem};
 
-use super::record::{Open, Rules, attribute_key, resolve, root};
+use super::record::{Open, Rules, attribute_key, is_blank, resolve, root};
 use crate::node::{MAX_DEPTH, Node, Object};
 
 /// Parses the record at the beginning of `input`. Returns it with the number of its bytes, or `None` if it is not
@@ -30,6 +30,13 @@ pub(super) fn parse<'a>(input: &'a [u8], rules: &Rules<'_>) -> Option<(Object<'a
             }
             at = after;
             if !empty {
+                if let Some((value, after)) = leaf(text, at, &element)
+                    && let Some(parent) = open.last_mut()
+                {
+                    parent.children.add(element.key, value);
+                    at = content(text, after, parent)?;
+                    continue;
+                }
                 open.push(element);
                 at = content(text, at, open.last_mut()?)?;
                 continue;
@@ -50,6 +57,18 @@ fn end(input: &[u8], rules: &Rules<'_>) -> Option<usize> {
     // A label has elements of its own name in it.
     let is_last = |end: &usize| rules.open != "<label" || input[*end..].starts_with(rules.indent);
     memmem::find_iter(input, rules.close).map(|at| at + rules.close.len()).find(is_last)
+}
+
+/// The value of an element that has nothing but text, which begins at `at`, and where its end tag ends: most of them.
+fn leaf<'a>(text: &'a str, at: usize, element: &Open<'a>) -> Option<(Node<'a>, usize)> {
+    if !element.children.is_empty() {
+        return None;
+    }
+    let end = at + memchr(b'<', &text.as_bytes()[at..])?;
+    let rest = text[end + 1..].strip_prefix('/')?.strip_prefix(&*element.key)?.strip_prefix('>')?;
+    let value = unescape(&text[at..end])?;
+    let value = if is_blank(&value) { Node::Null } else { Node::Text(value) };
+    Some((value, text.len() - rest.len()))
 }
 
 /// Takes text up to the next `<`, which is returned.

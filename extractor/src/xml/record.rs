@@ -124,7 +124,7 @@ impl<'a> Open<'a> {
 
     /// The element's value (contract §2.3).
     pub(super) fn close(mut self) -> (Cow<'a, str>, Node<'a>) {
-        let blank = self.text.chars().all(char::is_whitespace);
+        let blank = is_blank(&self.text);
         let value = match (self.children.is_empty(), blank) {
             (true, true) => Node::Null,
             (true, false) => Node::Text(self.text),
@@ -137,6 +137,11 @@ impl<'a> Open<'a> {
         };
         (self.key, value)
     }
+}
+
+/// Whether a text says nothing.
+pub(super) fn is_blank(text: &str) -> bool {
+    text.chars().all(char::is_whitespace)
 }
 
 /// Parses the record at the beginning of `input`. Returns it with the number of its bytes.
