@@ -127,6 +127,11 @@ impl Broker {
         self.slot.lock().await.connection.as_ref().is_some_and(|c| c.status().connected())
     }
 
+    /// Whether the broker reads nothing more from the connection, because of an alarm.
+    pub async fn is_blocked(&self) -> bool {
+        self.slot.lock().await.connection.as_ref().is_some_and(|c| c.status().blocked())
+    }
+
     async fn connect(&self) -> lapin::Result<Connection> {
         let c = &self.config;
         let uri = AMQPUri {

@@ -185,8 +185,8 @@ pub struct Config {
     pub broker: BrokerConfig,
     /// What can be changed while it runs, as it was at the start.
     pub tuning: Tuning,
-    /// Transactions of all types together: what the database should bear, or the pool has connections for.
-    pub transactions: usize,
+    /// Batches of all types that the database may be given at the same time.
+    pub slots: Slots,
     /// Shares of these, if the types are not alike.
     pub weights: Option<Weights>,
     /// The consumers' priority at the broker.
@@ -209,13 +209,24 @@ pub struct Config {
     pub trace: Option<TraceConfig>,
 }
 
+/// How many batches may be written at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slots {
+    /// So many.
+    pub count: usize,
+    /// What sets that, as a metric's label: `connections`, `transactions`, `weights` or `writers`.
+    pub bound: &'static str,
+}
+
 impl Config {
     /// Batches of all types that may be written at the same time. With weights there is one less than a type alone may have: whoever
     /// comes first must have a batch that waits when a slot becomes free, or the slot goes to another.
-    pub fn slots(&self) -> usize {
-        match self.weights {
-            Some(_) => self.transactions.min(self.tuning.writers.saturating_sub(1)).max(1),
-            None => self.transactions,
+    pub fn slots(&self) -> Slots {
+        let fewer = self.tuning.writers.saturating_sub(1).max(1);
+        if self.weights.is_some() && fewer < self.slots.count {
+            Slots { count: fewer, bound: "weights" }
+        } else {
+            self.slots
         }
     }
 
@@ -550,11 +561,12 @@ pub fn common(env: &mut Env, batch: &BatchVariables, default_port: u16) -> Confi
     let tuning = tuning(env, batch, max_bytes, hold_limit);
     Config {
         tuning,
-        transactions: tuning.writers * 4, // no bound; a worker that has one sets it
+        slots: Slots { count: tuning.writers * 4, bound: "writers" }, // no bound; a worker that has one sets it
         weights: weights(env, tuning.writers),
         priority: env.number("CONSUMER_PRIORITY", i16::MIN..=i16::MAX),
         max_body: env.number("MAX_BODY_BYTES", 1024..=1 << 30),
-        write_timeout: seconds(env, "WRITE_TIMEOUT", 1.0..=3600.0),
+        // An attempt that begins right before the end of the hold must be over before the broker takes the messages back.
+        write_timeout: seconds(env, "WRITE_TIMEOUT", 1.0..=3600.0).min(hold_limit),
         hold_limit,
         shutdown_timeout: seconds(env, "SHUTDOWN_TIMEOUT", 1.0..=3600.0),
         schema: schema_mode(env),
@@ -573,8 +585,16 @@ pub fn tuning(env: &mut Env, batch: &BatchVariables, max_bytes: usize, hold_limi
     let adaptive = adaptive.then_some(Bounds { floor: ADAPTIVE_FLOOR, ceiling: size.max(ADAPTIVE_FLOOR), writers });
     let size = if adaptive.is_some() || env.flag(batch.mode) { size } else { 1 };
     let prefetch = prefetch(env, batch, size, writers);
+    let interval = seconds(env, batch.interval, 0.01..=600.0);
+    if interval >= hold_limit {
+        let (place, interval, limit) = (env.place(batch.interval), interval.as_secs_f64(), hold_limit.as_secs_f64());
+        env.problem(format!(
+            "{place}{} is {interval}: batches would be held for longer than half of RABBITMQ_CONSUMER_TIMEOUT; give less than {limit}",
+            batch.interval
+        ));
+    }
     Tuning {
-        limits: Limits { count: size, bytes: max_bytes, interval: seconds(env, batch.interval, 0.01..=600.0) },
+        limits: Limits { count: size, bytes: max_bytes, interval },
         writers,
         adaptive,
         prefetch,

@@ -1,6 +1,10 @@
 //! What could not be done before its messages had to go back, kept to be tried before they are fetched again: fetching them to find
 //! out whether it works by now would cost each of them one of its [`DELIVERY_LIMIT`](crate::amqp::DELIVERY_LIMIT) deliveries.
 
+use std::time::Duration;
+
+use tokio::time::timeout;
+
 use crate::data_type::DataType;
 use crate::message::Control;
 use crate::sink::{Class, Record, Sink, SinkError};
@@ -8,8 +12,8 @@ use crate::sink::{Class, Record, Sink, SinkError};
 /// One piece of work, without the right to settle anything: the messages are with the broker.
 #[derive(Debug)]
 pub enum Kept<P> {
-    /// The records of one transaction, no more than a batch: distinct ids, sorted.
-    Records(Vec<Record<P>>),
+    /// The records of one transaction, no more than a batch: distinct ids, sorted. So many are tried at a time.
+    Records(Vec<Record<P>>, usize),
     /// A control message. Everything before it is settled.
     Control(Control),
     /// The note that comes before a dead letter.
@@ -17,28 +21,49 @@ pub enum Kept<P> {
 }
 
 impl<P> Kept<P> {
-    /// Number of its records.
-    pub fn records(&self) -> usize {
-        if let Kept::Records(records) = self { records.len() } else { 0 }
+    /// These records, to be tried together.
+    pub fn records(records: impl Iterator<Item = Record<P>>) -> Self {
+        let records: Vec<_> = records.collect();
+        let all = records.len().max(1);
+        Kept::Records(records, all)
     }
 
-    /// Tries it. Records are not committed; the others may be repeated, so they are done.
+    /// Number of its records.
+    pub fn count(&self) -> usize {
+        if let Kept::Records(records, _) = self { records.len() } else { 0 }
+    }
+
+    /// Tries it, each attempt for at most `limit`. Records are not committed; the others may be repeated, so they are done.
     ///
     /// # Errors
-    /// [`SinkError`] as long as fetching the messages makes no sense. What the writer would divide is no such error.
-    pub async fn rehearse<S: Sink<Payload = P>>(&self, sink: &S, data_type: DataType) -> Result<(), SinkError> {
+    /// [`SinkError`] as long as fetching the messages makes no sense. What the writer would divide is no such error. Of records that take
+    /// too long fewer are tried at a time from then on, but always all of them: what keeps them from being written must not be left out.
+    pub async fn rehearse<S: Sink<Payload = P>>(
+        &mut self,
+        sink: &S,
+        data_type: DataType,
+        limit: Duration,
+    ) -> Result<(), SinkError> {
+        let bounded = |outcome: Result<_, _>| outcome.unwrap_or_else(|_| Err(SinkError::timeout(limit)));
         match self {
-            Kept::Records(records) => {
-                let batch: Vec<_> = records.iter().collect();
-                match sink.rehearse(data_type, &batch).await {
-                    // A race that was lost to others says that it works.
-                    Err(e) if matches!(e.class, Class::Poison | Class::Conflict) => Ok(()),
-                    Err(e) if e.class == Class::TooLarge && batch.len() > 1 => Ok(()),
-                    outcome => outcome,
+            Kept::Records(records, together) => {
+                for part in records.chunks(*together) {
+                    let part: Vec<_> = part.iter().collect();
+                    match bounded(timeout(limit, sink.rehearse(data_type, &part)).await) {
+                        // A race that was lost to others says that it works.
+                        Err(e) if matches!(e.class, Class::Poison | Class::Conflict) => {}
+                        Err(e) if e.class == Class::TooLarge && part.len() > 1 => {}
+                        Err(e) if e.is_timeout() => {
+                            *together = part.len().div_ceil(2);
+                            return Err(e);
+                        }
+                        outcome => outcome?,
+                    }
                 }
+                Ok(())
             }
-            Kept::Control(control) => sink.control(data_type, control).await,
-            Kept::DeadLetter => sink.note_dead_letter(data_type).await,
+            Kept::Control(control) => bounded(timeout(limit, sink.control(data_type, control)).await),
+            Kept::DeadLetter => bounded(timeout(limit, sink.note_dead_letter(data_type)).await),
         }
     }
 }

@@ -52,7 +52,8 @@ pub const DEADLOCKS: &str = "deadlocks_total";
 /// 1 while nothing of this type can be written. Label `data_type`.
 pub const BREAKER: &str = "breaker_state";
 /// Time for which a stage could not go on, a sum of seconds (a gauge, since it has fractions). Labels `data_type`,
-/// `stage`: `source` (a full batch waited for a writer, so that nothing was read), `rate` (`RATE_LIMIT` did not let it read).
+/// `stage`: `source` (a full batch waited for a writer, so that nothing was read), `rate` (`RATE_LIMIT` did not let it read),
+/// `slot` (a writer waited for its turn with the database).
 pub const BLOCKED: &str = "stage_blocked_seconds_total";
 /// Connections made after the first. Label `peer`: broker, queue.
 pub const RECONNECTS: &str = "reconnects_total";
@@ -66,6 +67,13 @@ pub const CONSUMING: &str = "consuming";
 pub const STANDBY: &str = "standby";
 /// What runs asked to remove, by what came of it (`deleted`, `vetoed`, `skipped`). Labels `data_type`, `outcome`.
 pub const PURGES: &str = "purges_total";
+/// Batches, of all types, that may be written at the same time. Label `bound`, what sets it: `connections` (of the pool),
+/// `transactions` (`NEO4J_TRANSACTIONS`), `weights` (`TYPE_WEIGHTS` needs types that wait for each other).
+pub const SLOTS: &str = "write_slots";
+/// Of these, those that are taken.
+pub const SLOTS_IN_USE: &str = "write_slots_in_use";
+/// Batches that wait for one. Label `data_type`.
+pub const SLOTS_WAITING: &str = "write_slots_waiting";
 /// What is in force of what can be changed in a running worker. Label `setting`, the variable's name; seconds, counts, and for
 /// `LOG_LEVEL` 10 (DEBUG), 20, 30 or 40 (ERROR).
 pub const TUNING: &str = "tuning";
@@ -86,7 +94,8 @@ pub const SPANS_DROPPED: &str = "trace_spans_dropped_total";
 pub const BUILD: &str = "build_info";
 
 /// Upper bounds in seconds for everything that is a duration.
-const SECONDS: [f64; 15] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 30.0, 60.0];
+const SECONDS: [f64; 16] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0];
 /// Upper bounds for records of a batch.
 const RECORDS: [f64; 10] = [1.0, 5.0, 10.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0];
 /// Upper bounds for bytes of a batch.
@@ -132,7 +141,7 @@ pub fn start_at_zero(data_type: DataType) {
     for outcome in ["deleted", "vetoed", "skipped"] {
         metrics::counter!(PURGES, "data_type" => data_type.name(), "outcome" => outcome).increment(0);
     }
-    for name in [CONSUMING, STANDBY] {
+    for name in [CONSUMING, STANDBY, SLOTS_WAITING] {
         metrics::gauge!(name, "data_type" => data_type.name()).set(0.0);
     }
 }
@@ -171,6 +180,9 @@ fn describe() {
         (STANDBY, Unit::Count, "1 while another replica consumes the queue and this one could"),
         (BLOCKED, Unit::Seconds, "Time for which a stage could not go on, summed up"),
         (DRAIN, Unit::Seconds, "Duration of the drain at shutdown"),
+        (SLOTS, Unit::Count, "Batches that may be written at the same time, of all types, by what bounds them"),
+        (SLOTS_IN_USE, Unit::Count, "Batches that are written with one of the slots"),
+        (SLOTS_WAITING, Unit::Count, "Batches that wait for a slot"),
         (CONCURRENCY, Unit::Count, "Bound of batches in flight per type"),
         (BATCH_LIMIT, Unit::Count, "Records that the next batch may hold"),
         (TUNING, Unit::Count, "What is in force of what can be changed in a running worker, by setting"),

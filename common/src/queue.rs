@@ -35,8 +35,10 @@ pub struct Queue<S> {
     pub data_type: DataType,
     /// The worker's settings.
     pub config: Arc<Config>,
-    /// The broker.
+    /// The connection that consumes and acknowledges.
     pub broker: Arc<Broker>,
+    /// The connection that publishes: see [`worker`](crate::worker).
+    pub publisher: Arc<Broker>,
     /// The database.
     pub sink: Arc<S>,
     /// Who may write at the same time, over all types.
@@ -124,12 +126,12 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
                 end
             }
         };
-        let trouble = match end {
+        match end {
             End::Drained => continue,
             End::Lost(reason) => {
                 warn!(data_type = data_type.name(), reason, "🔌 Consumer lost, subscribing again");
                 metrics::counter!(names::RECONNECTS, "peer" => "queue").increment(1);
-                reason
+                queue.status.lost(data_type, reason);
             }
             End::Paused(error) => {
                 error!(
@@ -138,10 +140,9 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
                     error = error.message,
                     "⏸️ Not consuming: the database is not ready"
                 );
-                error.to_string()
+                queue.status.trouble(data_type, Some(error.to_string()));
             }
-        };
-        queue.status.trouble(data_type, Some(trouble));
+        }
         let pause = if kept.is_some() { rehearsals.pause() } else { backoff.pause() };
         until_shutdown(&queue, sleep(pause)).await;
     }
@@ -177,7 +178,7 @@ async fn subscribe<S: Sink>(
         queue.status.trouble(queue.data_type, None);
         queue.status.standby(queue.data_type);
     };
-    let turn = Turn::wait(&queue.broker, topology, queue.data_type, &queue.turns, waiting).await;
+    let turn = Turn::wait(&queue.broker, &queue.publisher, topology, queue.data_type, &queue.turns, waiting).await;
     let turn = turn.map_err(|e| End::Lost(e.to_string()))?;
     queue.status.consuming(queue.data_type, false); // and not on standby any more
     let tuned = Tuned::new(queue.tuning.clone());
@@ -206,13 +207,11 @@ async fn prepare<S: Sink>(queue: &Queue<S>) -> Result<(), SinkError> {
 }
 
 /// Tries what could not be written.
-async fn rehearse<S: Sink>(queue: &Queue<S>, work: &Kept<S::Payload>) -> Result<(), SinkError> {
+async fn rehearse<S: Sink>(queue: &Queue<S>, work: &mut Kept<S::Payload>) -> Result<(), SinkError> {
     let data_type = queue.data_type;
-    let limit = queue.config.write_timeout;
-    let slot = queue.transactions.acquire(data_type, work.records()).await;
-    let tried = timeout(limit, work.rehearse(&*queue.sink, data_type)).await;
+    let slot = queue.transactions.acquire(data_type, work.count()).await;
+    let tried = work.rehearse(&*queue.sink, data_type, queue.config.write_timeout).await;
     drop(slot);
-    let tried = tried.unwrap_or_else(|_| Err(SinkError::timeout(limit)));
     match &tried {
         Ok(()) => info!(data_type = data_type.name(), "▶️ Rehearsed what could not be written, consuming again"),
         Err(error) => count_failure(data_type, error),

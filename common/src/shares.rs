@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::data_type::DataType;
+use crate::metrics as names;
 
 /// Longest wait because of a small weight.
 const OVERDUE: Duration = Duration::from_secs(20);
@@ -68,6 +69,7 @@ impl Shares {
     /// Waits for a slot for a batch of that many records.
     pub async fn acquire(self: &Arc<Self>, data_type: DataType, records: usize) -> Slot {
         let (sender, slot) = oneshot::channel();
+        let _waits = Waits::new(data_type);
         {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             let now = state.now;
@@ -108,13 +110,34 @@ impl Shares {
         one.had += records as f64 / f64::from(self.weights[at].max(1));
         state.now = now;
         state.free -= 1;
+        metrics::gauge!(names::SLOTS_IN_USE).increment(1.0);
         Some(sender)
+    }
+}
+
+/// Shows a batch that waits for a slot, until it is dropped.
+struct Waits(DataType, Instant);
+
+impl Waits {
+    fn new(data_type: DataType) -> Self {
+        metrics::gauge!(names::SLOTS_WAITING, "data_type" => data_type.name()).increment(1.0);
+        Waits(data_type, Instant::now())
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        let data_type = self.0.name();
+        metrics::gauge!(names::SLOTS_WAITING, "data_type" => data_type).decrement(1.0);
+        metrics::gauge!(names::BLOCKED, "data_type" => data_type, "stage" => "slot")
+            .increment(self.1.elapsed().as_secs_f64());
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner).free += 1;
+        metrics::gauge!(names::SLOTS_IN_USE).decrement(1.0);
         self.0.grant();
     }
 }

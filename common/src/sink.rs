@@ -131,6 +131,8 @@ impl Class {
 
 /// Code of [`SinkError::fenced`].
 const FENCED: &str = "fenced";
+/// Code of an attempt that took too long.
+const TIMEOUT: &str = "timeout";
 
 /// A classified database error.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -162,6 +164,11 @@ impl SinkError {
 
     /// The attempt took longer than `limit`.
     pub fn timeout(limit: Duration) -> Self {
-        SinkError::new(Class::Transient, "timeout", format!("no answer within {} s", limit.as_secs()))
+        SinkError::new(Class::Transient, TIMEOUT, format!("no answer within {} s", limit.as_secs()))
+    }
+
+    /// Whether it is [`SinkError::timeout`].
+    pub fn is_timeout(&self) -> bool {
+        self.code == TIMEOUT
     }
 }

@@ -141,6 +141,11 @@ impl Status {
         *self.of(data_type).trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
+    /// The consumer is gone: why nothing of this type is read. The database has no part in that.
+    pub fn lost(&self, data_type: DataType, reason: String) {
+        *self.of(data_type).trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+    }
+
     /// The database gave a sign of life, or did not.
     pub fn database(&self, yes: bool) {
         metrics::gauge!(names::CONNECTED, "peer" => "database").set(if yes { 1.0 } else { 0.0 });

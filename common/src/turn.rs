@@ -106,12 +106,14 @@ fn name(topology: &Topology) -> String {
 }
 
 impl Turn {
-    /// Waits until it is this replica's turn. `waiting` is called whenever another one has it.
+    /// Waits until it is this replica's turn. `waiting` is called whenever another one has it. What is published goes by a connection of
+    /// its own, `publisher`.
     ///
     /// # Errors
     /// [`BrokerError`] if the broker is away.
     pub async fn wait(
         broker: &Broker,
+        publisher: &Broker,
         topology: &Topology,
         data_type: DataType,
         turns: &Arc<Turns>,
@@ -134,7 +136,8 @@ impl Turn {
                 return Ok(turn);
             }
             waiting();
-            ask(&broker.channel().await?, topology, turns.count()).await?;
+            // A request that does not arrive is made again; whether the broker is there, the next turn of this loop finds out.
+            let _ = ask(publisher, topology, turns.count()).await;
             sleep(ASK.mul_f64(0.75 + fastrand::f64() / 2.0) + ASK * turns.count() as u32).await;
         }
     }
@@ -204,8 +207,11 @@ impl Drop for Turn {
 }
 
 /// Tells who has the turn how few this replica has.
-async fn ask(channel: &Channel, topology: &Topology, count: usize) -> Result<(), BrokerError> {
-    let name = name(topology);
+async fn ask(publisher: &Broker, topology: &Topology, count: usize) -> Result<(), BrokerError> {
+    if publisher.is_blocked().await {
+        return Ok(()); // nobody would hear it
+    }
+    let (channel, name) = (publisher.channel().await?, name(topology));
     let body = count.to_string();
     let properties = BasicProperties::default().with_expiration("5000".into());
     let options = BasicPublishOptions::default();

@@ -131,9 +131,14 @@ async fn pipelines<S: Sink>(
 ) -> Exit {
     let sink = Arc::new(sink);
     let broker = Broker::new(config.broker.clone(), status.service);
-    let dead_letters = Arc::new(DeadLetters::new(Arc::clone(&broker), status.service));
+    // While the broker has an alarm, it reads nothing more from a connection that has published: acknowledgements, which free what the
+    // alarm is about, must not be behind that.
+    let publisher = Broker::new(config.broker.clone(), status.service);
+    let dead_letters = Arc::new(DeadLetters::new(Arc::clone(&publisher), status.service));
     let shutdown = CancellationToken::new();
-    let transactions = Shares::new(config.slots(), config.weights.unwrap_or([1; 4]));
+    let slots = config.slots();
+    ::metrics::gauge!(metrics::SLOTS, "bound" => slots.bound).set(slots.count as f64);
+    let transactions = Shares::new(slots.count, config.weights.unwrap_or([1; 4]));
     let turns = Arc::new(Turns::default());
     let rate = RateLimit::new();
     let mut queues = JoinSet::new();
@@ -145,6 +150,7 @@ async fn pipelines<S: Sink>(
             data_type,
             config: Arc::clone(&config),
             broker: Arc::clone(&broker),
+            publisher: Arc::clone(&publisher),
             sink: Arc::clone(&sink),
             transactions: Arc::clone(&transactions),
             turns: Arc::clone(&turns),
@@ -179,6 +185,7 @@ async fn pipelines<S: Sink>(
         // Somebody else can take over at once what this process held; if the database is away, after a while.
         let _ = timeout(Duration::from_secs(2), sink.release()).await;
         broker.close().await;
+        publisher.close().await;
     }
     let exit = report(status, drain_started.elapsed(), clean);
     if died { Exit::Fatal } else { exit }

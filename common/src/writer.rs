@@ -27,6 +27,10 @@ use crate::turn::Claim;
 
 /// A message with so few deliveries left counts as lost for the run already.
 const NEAR: i64 = 5;
+/// Attempts that may take too long before fewer records are tried at a time.
+const TIMEOUTS: usize = 3;
+/// Attempts that a record without others has before it is its own fault that it is too large.
+const ALONE: usize = 5;
 
 /// What a write needs to know about its queue.
 pub struct Writer<S> {
@@ -170,20 +174,30 @@ impl<S: Sink> Writer<S> {
     ) -> Result<(), Unfinished<S::Payload>> {
         let mut again = records.iter().flat_map(|v| &v.0).any(|(_, origin)| origin.redelivered);
         let mut parts = vec![records];
+        // Records that are tried at a time: fewer when that has taken too long.
+        let mut together = usize::MAX;
         while let Some(mut part) = parts.pop() {
             if self.cancel.is_cancelled() {
                 return Err(Interrupted::Cancelled.into());
+            }
+            if part.len() > together {
+                parts.push(part.split_off(together));
+                parts.push(part);
+                continue;
             }
             let tried = match self.attempts(&part, &mut again, opened, effort).await {
                 Ok(tried) => tried,
                 Err(why) => {
                     let newest = part.into_iter().filter_map(|mut versions| versions.0.pop());
-                    return Err(why.keeping(Kept::Records(newest.map(|(record, _)| record).collect())));
+                    return Err(why.keeping(Kept::records(newest.map(|(record, _)| record))));
                 }
             };
             match tried {
                 Ok(report) => self.committed(part, report, effort),
                 Err(poison) if part.len() > 1 => {
+                    if poison.is_timeout() {
+                        together = part.len().div_ceil(2);
+                    }
                     if let Some(trace) = &mut effort.trace {
                         trace.bisect(part.len(), &poison);
                     }
@@ -214,7 +228,7 @@ impl<S: Sink> Writer<S> {
         Ok(())
     }
 
-    /// Tries until the part is committed (`Ok(Ok)`) or found poisoned (`Ok(Err)`).
+    /// Tries until the part is committed (`Ok(Ok)`), or is to be divided or dead-lettered (`Ok(Err)`).
     async fn attempts(
         &self,
         part: &[Versions<S::Payload>],
@@ -224,6 +238,7 @@ impl<S: Sink> Writer<S> {
     ) -> Result<Result<WriteReport, SinkError>, Interrupted> {
         let newest: Vec<_> = part.iter().filter_map(Versions::newest).collect();
         let mut retry = Retry::new(self, opened);
+        let (mut timeouts, mut too_large) = (0, 0);
         loop {
             let asked = Instant::now();
             let slot = tokio::select! {
@@ -248,12 +263,19 @@ impl<S: Sink> Writer<S> {
                     return Ok(Ok(report));
                 }
                 Err(error) if error.class == Class::Poison => return Ok(Err(error)),
-                Err(error) if error.class == Class::TooLarge && part.len() > 1 => {
-                    effort.troubled = true;
-                    return Ok(Err(error));
-                }
                 Err(error) => {
                     effort.troubled = true;
+                    timeouts += usize::from(error.is_timeout());
+                    too_large += usize::from(error.class == Class::TooLarge);
+                    let divided = match part.len() {
+                        // Nothing but itself is in this transaction, and it had all the time that there is.
+                        1 => too_large >= ALONE && opened.elapsed() > self.hold_limit,
+                        // While there is time to try the parts: when it is over, what could not be written must be in the one that is kept.
+                        _ => too_large > 0 || (timeouts >= TIMEOUTS && opened.elapsed() < self.hold_limit / 2),
+                    };
+                    if divided {
+                        return Ok(Err(error));
+                    }
                     *again = true; // parts of a write that come after its commit may be missing
                     if let Some(trace) = &mut effort.trace {
                         trace.retry(&error);

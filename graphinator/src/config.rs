@@ -1,7 +1,7 @@
 //! The environment variables of this worker.
 
 use common::config::DefaultValue::{Derived, Required, Value};
-use common::config::{BatchVariables, Config, ConfigError, Env, Secret, Variable, secret, tunable, variable};
+use common::config::{BatchVariables, Config, ConfigError, Env, Secret, Slots, Variable, secret, tunable, variable};
 
 /// What only this worker reads.
 pub const VARIABLES: &[Variable] = &[
@@ -93,7 +93,7 @@ pub fn read(mut env: Env) -> Result<((Config, Neo4jConfig), Vec<String>), Config
         transactions: env.number("NEO4J_TRANSACTIONS", 1..=64),
         max_delete_fraction: env.number("PURGE_MAX_DELETE_FRACTION", 0.0..=1.0),
     };
-    common.transactions = neo4j.transactions;
+    common.slots = Slots { count: neo4j.transactions, bound: "transactions" };
     env.finish((common, neo4j))
 }
 

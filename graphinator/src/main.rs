@@ -5,11 +5,6 @@ use std::process::ExitCode;
 use common::cli::{self, Worker};
 use graphinator::sink::Neo4jSink;
 use graphinator::{SERVICE, config};
-use mimalloc::MiMalloc;
-
-/// Messages are read in one thread and freed in another, which the C library's allocator is slow at: see docs/PERFORMANCE_IMPROVEMENTS.md.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     let worker = Worker {

@@ -1,7 +1,7 @@
 //! The environment variables of this worker.
 
 use common::config::DefaultValue::{Derived, Required, Value};
-use common::config::{BatchVariables, Config, ConfigError, Env, Secret, Variable, secret, tunable, variable};
+use common::config::{BatchVariables, Config, ConfigError, Env, Secret, Slots, Variable, secret, tunable, variable};
 
 /// What only this worker reads.
 pub const VARIABLES: &[Variable] = &[
@@ -112,7 +112,8 @@ pub fn read(mut env: Env) -> Result<((Config, PostgresConfig), Vec<String>), Con
         unchanged: unchanged(&mut env),
         purge_max_delete_fraction: env.number("PURGE_MAX_DELETE_FRACTION", 0.0..=1.0),
     };
-    common.transactions = postgres.pool_size.saturating_sub(SPARE_CONNECTIONS).max(1);
+    let count = postgres.pool_size.saturating_sub(SPARE_CONNECTIONS).max(1);
+    common.slots = Slots { count, bound: "connections" };
     env.finish((common, postgres))
 }
 

@@ -1,7 +1,7 @@
 //! SQLSTATE to class: the one place that decides what an error of PostgreSQL means.
 
 use common::sink::{Class, SinkError};
-use deadpool_postgres::{HookError, PoolError};
+use deadpool_postgres::{HookError, PoolError, TimeoutType};
 
 /// The class of an SQLSTATE (PostgreSQL documentation, appendix A). The longest prefix counts.
 const CLASSES: &[(&str, Class)] = &[
@@ -58,7 +58,9 @@ pub fn classify(error: &tokio_postgres::Error) -> SinkError {
 pub fn classify_pool(error: &PoolError) -> SinkError {
     match error {
         PoolError::Backend(e) | PoolError::PostCreateHook(HookError::Backend(e)) => classify(e),
-        other => SinkError::new(Class::Transient, "pool", other.to_string()),
+        // Only this one means that the pool is too small; the others, that no new connection can be made.
+        PoolError::Timeout(TimeoutType::Wait) => SinkError::new(Class::Transient, "pool", error.to_string()),
+        other => SinkError::new(Class::Transient, "io", other.to_string()),
     }
 }
 

@@ -320,6 +320,103 @@ async fn a_batch_beyond_neo4j_s_memory_is_halved() -> Result<(), Error> {
     load.finish(worker).await
 }
 
+/// A record that alone is more than Neo4j has room for: its own fault, once it had the whole hold. Others are not held up for longer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_alone_is_beyond_neo4j_s_memory_is_dead_lettered() -> Result<(), Error> {
+    services();
+    tokio::task::block_in_place(|| script(&["up"]))?;
+    let stage = Stage::with_graph("outage").await?;
+    let little = LittleMemory::new()?;
+    let mut worker = stage.start("graphinator", &[SHORT_HOLD[0]]).await?;
+    let members: Vec<_> = (1..=20_000).map(|id| format!(r#"{{"id":"{id}","name":"member {id}"}}"#)).collect();
+    let members = members.join(",");
+    let huge = format!(r#"{{"type":"data","id":"2","sha256":"2","name":"2","members":[{members}]}}"#);
+    stage.publish(DataType::Artists, [artist(1, 1), huge.into_bytes(), artist(3, 1)]).await?;
+    settled(&mut worker, 3).await?;
+    assert_eq!(number(&worker, "records_committed_total", DataType::Artists), 2.0);
+    let letters = stage.dead_letters("graphinator", DataType::Artists).await?;
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0].header("dead-letter-reason"), "write_refused");
+    assert_eq!(letters[0].header("dead-letter-id"), "2");
+    assert_eq!(worker.stop().await?.code(), Some(0));
+    drop(little);
+    stage.clean_up().await
+}
+
+/// A batch that takes longer than an attempt may: fewer records are tried at a time until they fit, and nothing goes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_takes_too_long_is_divided() -> Result<(), Error> {
+    services();
+    tokio::task::block_in_place(|| script(&["up"]))?;
+    let stage = Stage::with_graph("outage").await?; // for itself alone
+    let settings = [("RABBITMQ_CONSUMER_TIMEOUT", "120"), ("WRITE_TIMEOUT", "2"), ("POSTGRES_BATCH_SIZE", "40")];
+    let mut worker = stage.start("tableinator", &settings).await?;
+    let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.1); RETURN NEW; END $$;                 CREATE TRIGGER slow BEFORE INSERT ON artists FOR EACH ROW EXECUTE FUNCTION slow()";
+    stage.postgres().await?.batch_execute(slow).await?;
+    stage.publish(DataType::Artists, (1..=40).map(|id| artist(id, 1))).await?;
+    settled(&mut worker, 40).await?;
+    assert_eq!(number(&worker, "records_received_total", DataType::Artists), 40.0, "each was delivered once");
+    assert!(number(&worker, "bisections_total", DataType::Artists) >= 2.0);
+    assert_eq!(worker.stop().await?.code(), Some(0));
+    stage.clean_up().await
+}
+
+/// The broker is short of memory, and reads nothing more from connections that publish, as replicas do that wait for their turn, and
+/// whoever has a dead letter: acknowledgements must get through, since they are what frees it.
+#[tokio::test(flavor = "multi_thread")]
+async fn queues_are_drained_while_the_broker_has_an_alarm() -> Result<(), Error> {
+    services();
+    tokio::task::block_in_place(|| script(&["up"]))?;
+    let stage = Stage::with_graph("outage").await?; // for itself alone
+    stage.declare("tableinator").await?;
+    for t in DataType::ALL {
+        stage.publish(t, (1..=2000).map(|id| artist(id, 1))).await?;
+    }
+    let mut workers = [stage.start("tableinator", &SMALL).await?, stage.start("tableinator", &SMALL).await?];
+    // Both have asked by now.
+    for worker in &mut workers {
+        let shared = |w: &Worker| w.metric("consuming", &[]) == 2.0;
+        worker.until("a consumer of two queues", Duration::from_secs(60), shared).await?;
+    }
+    let alarm = Alarm::new()?;
+    let queues = DataType::ALL.map(|t| stage.topology("tableinator", t).queue);
+    let began = Instant::now();
+    loop {
+        let listed = script(&["ctl", "-q", "list_queues", "name", "messages"])?;
+        let ours = listed.lines().filter_map(|line| line.split_once('\t')).filter(|(name, _)| queues.iter().any(|q| q == name));
+        let left: Vec<_> = ours.map(|(_, messages)| messages.trim()).collect();
+        if left == ["0"; 4] {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(90), "{left:?} messages are left");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    drop(alarm);
+    for worker in workers {
+        assert_eq!(worker.stop().await?.code(), Some(0));
+    }
+    stage.clean_up().await
+}
+
+/// The broker's memory alarm, until this is dropped.
+struct Alarm;
+
+impl Alarm {
+    fn new() -> Result<Alarm, Error> {
+        let alarm = Alarm;
+        script(&["ctl", "set_vm_memory_high_watermark", "absolute", "1MB"])?;
+        Ok(alarm)
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if let Err(e) = script(&["ctl", "set_vm_memory_high_watermark", "absolute", "2GB"]) {
+            eprintln!("{e}");
+        }
+    }
+}
+
 /// The broker goes away under an extractor in mid-run and comes back; so do the messages that it had not confirmed.
 async fn extract_through(name: &str, outage: &[&[&str]]) -> Result<(), Error> {
     services();
