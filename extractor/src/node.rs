@@ -63,6 +63,13 @@ impl<'a> Object<'a> {
         }
     }
 
+    /// Gives back the room that a single value does not need, three quarters of it: a record may be full of such objects.
+    pub fn shrink(&mut self) {
+        if self.0.len() == 1 {
+            self.0.shrink_to_fit();
+        }
+    }
+
     /// Takes a value out.
     pub fn remove(&mut self, key: &str) -> Option<Node<'a>> {
         let at = self.0.iter().position(|(k, _)| k == key)?;

@@ -132,6 +132,7 @@ impl<'a> Open<'a> {
                 if !blank {
                     self.children.insert("#text", Node::Text(self.text));
                 }
+                self.children.shrink();
                 Node::Object(self.children)
             }
         };
