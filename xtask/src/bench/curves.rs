@@ -18,6 +18,8 @@ use crate::services::Services;
 
 /// Records of a batch.
 const BATCH_SIZES: [usize; 8] = [1, 10, 50, 200, 500, 1000, 2000, 5000];
+/// From this size on the adaptive mode is measured, too: with smaller ones fewer records are.
+const ADAPTIVE_FROM: usize = 500;
 /// Batch size of the sweep over prefetches, and these: two batches being written and one that fills, and more.
 const SMALL_BATCH: usize = 100;
 const PREFETCHES: [usize; 5] = [300, 600, 1500, 5000, 20_000];
@@ -78,6 +80,19 @@ impl Chart {
     }
 }
 
+/// The adaptive mode, and the best of the fixed sizes.
+#[derive(Clone, Copy, Debug)]
+struct AgainstFixed {
+    adaptive: Spread,
+    best: f64,
+}
+
+impl AgainstFixed {
+    fn print(&self) {
+        println!("   adaptive  {:<32}   {:.2} of the best fixed size", self.adaptive, self.adaptive.median / self.best);
+    }
+}
+
 /// Measures all curves, prints them, and writes `curves.json` and a plot of each.
 ///
 /// # Errors
@@ -87,13 +102,15 @@ pub async fn run(services: &Services, options: &Options) -> Result<(), Error> {
     for worker in compare::WORKERS.into_iter().filter(|worker| options.measures(worker)) {
         step(&format!("curves of the {worker}"));
         let sweep = Sweep { services, options, worker, binary: demo::binary(worker)? };
+        let (sizes, adaptive) = sweep.batch_sizes().await?;
         let mut taken = vec![
-            sweep.batch_sizes().await?,
+            sizes,
             sweep.prefetches().await?,
             sweep.record_sizes().await?,
             sweep.replicas().await?,
         ];
         taken.extend(sweep.stocks().await?);
+        adaptive.print();
         for chart in &taken {
             chart.print();
             plot::draw(chart, &directory()?.join(format!("{worker}-{}.svg", chart.name)))?;
@@ -126,8 +143,12 @@ impl<'a> Sweep<'a> {
         most.div_ceil(batch) * batch
     }
 
+    fn database(&self) -> &'static str {
+        if self.tables() { "POSTGRES" } else { "NEO4J" }
+    }
+
     fn settings(&self, batch: usize, prefetch: Option<usize>) -> Vec<(String, String)> {
-        let database = if self.tables() { "POSTGRES" } else { "NEO4J" };
+        let database = self.database();
         let mut settings = self.options.settings.clone();
         settings.push((format!("{database}_BATCH_SIZE"), batch.to_string()));
         settings.extend(prefetch.map(|prefetch| ("RABBITMQ_PREFETCH".to_owned(), prefetch.to_string())));
@@ -148,14 +169,24 @@ impl<'a> Sweep<'a> {
         Ok(Point::of(x as f64, &drained))
     }
 
-    async fn batch_sizes(&self) -> Result<Chart, Error> {
-        let mut points = Vec::new();
+    /// Fixed sizes, and the adaptive mode in its turn among them: it may go from one record to the largest of these.
+    async fn batch_sizes(&self) -> Result<(Chart, AgainstFixed), Error> {
+        let (mut points, mut adaptive) = (Vec::new(), Vec::new());
+        let largest = BATCH_SIZES.into_iter().max().unwrap_or_default();
+        let mut settings = self.settings(largest, None);
+        settings.push((format!("{}_BATCH_MODE", self.database()), "adaptive".to_owned()));
         for size in BATCH_SIZES {
             let count = self.count(DataType::Releases, size);
             let bench = Bench::new(self.services, self.worker, DataType::Releases, count).await?;
             points.push(self.first_loads(&bench, &self.settings(size, None), size).await?);
+            // Where the number of records is that of the full sweep.
+            if size >= ADAPTIVE_FROM {
+                adaptive.push(self.first_loads(&bench, &settings, size).await?.rate.median);
+            }
         }
-        Ok(self.chart("batch-size", "records per batch", "releases, first load", points))
+        let fixed = points.iter().map(|point| point.rate.median).collect();
+        let chart = self.chart("batch-size", "records per batch", "releases, first load", points);
+        Ok((chart, AgainstFixed { adaptive: Spread::of(adaptive), best: Spread::of(fixed).highest }))
     }
 
     async fn prefetches(&self) -> Result<Chart, Error> {
