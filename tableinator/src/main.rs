@@ -3,13 +3,8 @@
 use std::process::ExitCode;
 
 use common::cli::{self, Worker};
-use mimalloc::MiMalloc;
 use tableinator::sink::PostgresSink;
 use tableinator::{SERVICE, config, connect};
-
-/// Messages are read in one thread and freed in another, which the C library's allocator is slow at: see docs/PERFORMANCE_IMPROVEMENTS.md.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     let worker = Worker {

@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 use mimalloc::MiMalloc;
 use xtask::{Error, bench, compose, demo, licences, reference, services, soak};
 
-/// That of the binaries: the bench runs the extractor in this process.
+/// That of the extractor, which the bench runs in this process.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
