@@ -383,7 +383,10 @@ async fn queues_are_drained_while_the_broker_has_an_alarm() -> Result<(), Error>
     let began = Instant::now();
     loop {
         let listed = script(&["ctl", "-q", "list_queues", "name", "messages"])?;
-        let ours = listed.lines().filter_map(|line| line.split_once('\t')).filter(|(name, _)| queues.iter().any(|q| q == name));
+        let ours = listed
+            .lines()
+            .filter_map(|line| line.split_once('\t'))
+            .filter(|(name, _)| queues.iter().any(|q| q == name));
         let left: Vec<_> = ours.map(|(_, messages)| messages.trim()).collect();
         if left == ["0"; 4] {
             break;

@@ -103,12 +103,7 @@ pub async fn run(services: &Services, options: &Options) -> Result<(), Error> {
         step(&format!("curves of the {worker}"));
         let sweep = Sweep { services, options, worker, binary: demo::binary(worker)? };
         let (sizes, adaptive) = sweep.batch_sizes().await?;
-        let mut taken = vec![
-            sizes,
-            sweep.prefetches().await?,
-            sweep.record_sizes().await?,
-            sweep.replicas().await?,
-        ];
+        let mut taken = vec![sizes, sweep.prefetches().await?, sweep.record_sizes().await?, sweep.replicas().await?];
         taken.extend(sweep.stocks().await?);
         adaptive.print();
         for chart in &taken {
