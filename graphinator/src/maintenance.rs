@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use crate::connect::Connector;
 use crate::errors::classify;
 use crate::statements::label;
-use crate::vanished::Guards;
+use crate::vanished::{CLOCK, Guards};
 use crate::{sweep, vanished};
 
 /// How long a replica may be silent before another one takes over its maintenance. One that wakes up later removes nothing.
@@ -31,29 +31,38 @@ const CLEANUP_PAGE: i64 = 5000;
 /// Labels per transaction of the statistics.
 const LABEL_PAGE: i64 = 200;
 
-/// Notes that a type of this run is complete. An older run than the one noted changes nothing, a newer run of the same
-/// version starts from nothing. `ExtractionCompletion` mirrors the result for whoever reads it (contract §5.2).
+/// Notes that a type of this run is complete, and returns a row. An older run than the one noted changes nothing, and returns none; a
+/// newer run of the same version starts from nothing. `ExtractionCompletion` mirrors the result for whoever reads it (contract §5.2).
+///
+/// A run that began in the database's future, by an extractor's clock that is wrong, counts as one that began when its first
+/// signal came, whatever comes when (`began`): else no later run of that version would be newer until that time. A future that is noted
+/// all the same is from when the database's own clock was wrong.
 pub fn signal(data_type: DataType, run: &ExtractionComplete) -> Query {
     let started = micros(&run.started_at);
     let count = run.record_counts.iter().find(|(t, _)| t == data_type.name()).map(|(_, n)| *n);
     query(
-        "MERGE (v:IngestVanished {key: $type + ' ' + $version + ' ' + $started})
-           ON CREATE SET v.type = $type, v.version = $version, v.started = $started / 1000, v.count = $count,
-                         v.requested = timestamp(), v.behind = CASE WHEN $latest > timestamp() THEN $latest - timestamp() ELSE 0 END
-         WITH 1 AS one
-         MERGE (r:IngestRun {version: $version})
+        "MERGE (r:IngestRun {version: $version})
            ON CREATE SET r.started = $started, r.signals = [], r.requested = 0, r.completed = 0
          SET r.touched = datetime()
-         WITH r WHERE $started >= r.started
-         SET r.signals = CASE WHEN $started > r.started THEN [] ELSE r.signals END, r.started = $started
+         WITH r, timestamp() AS now
+         OPTIONAL MATCH (other:IngestVanished {version: $version, started: $started / 1000})
+         WITH r, now, head(collect(other.began)) AS noted
+         WITH r, now, coalesce(noted, CASE WHEN $started > (now + $clock) * 1000 THEN now * 1000 ELSE $started END) AS began
+         MERGE (v:IngestVanished {key: $type + ' ' + $version + ' ' + $started})
+           ON CREATE SET v.type = $type, v.version = $version, v.started = $started / 1000, v.began = began, v.count = $count,
+                         v.requested = now, v.behind = CASE WHEN $latest > now THEN $latest - now ELSE 0 END
+         WITH r, now, began WHERE began >= r.started OR r.started > (now + $clock) * 1000
+         SET r.signals = CASE WHEN began = r.started THEN r.signals ELSE [] END, r.started = began
          WITH r, size(r.signals) < size($types) OR r.requested > r.completed AS open
          SET r.signals = [t IN $types WHERE t = $type OR t IN r.signals]
          SET r.requested = r.requested + CASE WHEN open AND size(r.signals) = size($types) THEN 1 ELSE 0 END
          MERGE (c:ExtractionCompletion {version: $version}) ON CREATE SET c.created_at = datetime()
-         SET c.signals = r.signals, c.updated_at = datetime()",
+         SET c.signals = r.signals, c.updated_at = datetime()
+         RETURN 1 AS taken",
     )
     .param("version", run.version.as_str())
     .param("started", started)
+    .param("clock", CLOCK.as_millis() as i64)
     .param("latest", started.max(micros(&run.sent_at)) / 1000)
     .param("count", count)
     .param("type", data_type.name())

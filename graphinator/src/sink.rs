@@ -11,7 +11,7 @@ use common::sink::{Class, Record, Sink, SinkError, WriteReport};
 use common::turn::Claim;
 use neo4rs::{Query, Txn, query};
 use tokio::sync::Mutex;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::config::Neo4jConfig;
 use crate::connect::{Connector, finds};
@@ -119,6 +119,21 @@ impl Neo4jSink {
     async fn run(&self, statement: Query) -> Result<(), SinkError> {
         self.connector.graph()?.run(statement).await.map_err(|e| self.failed(&e))
     }
+
+    /// The same; tells whether it returned anything.
+    async fn returns(&self, statement: Query) -> Result<bool, SinkError> {
+        let graph = self.connector.graph()?;
+        let returned = async {
+            let mut rows = graph.execute(statement).await?;
+            let mut any = false;
+            // The end of the result tells whether it is committed.
+            while rows.next().await?.is_some() {
+                any = true;
+            }
+            Ok(any)
+        };
+        returned.await.map_err(|e: neo4rs::Error| self.failed(&e))
+    }
 }
 
 impl Sink for Neo4jSink {
@@ -196,7 +211,14 @@ impl Sink for Neo4jSink {
         match control {
             Control::FileComplete { .. } => Ok(()),
             Control::ExtractionComplete(run) => {
-                self.run(maintenance::signal(data_type, run)).await?;
+                if !self.returns(maintenance::signal(data_type, run)).await? {
+                    warn!(
+                        data_type = data_type.name(),
+                        version = run.version,
+                        started_at = run.started_at,
+                        "🏁 This extraction_complete is ignored: a run of the same version that began later is noted"
+                    );
+                }
                 self.maintenance.wake();
                 Ok(())
             }

@@ -26,7 +26,7 @@ const PAGE: i64 = 5000;
 /// Records that are stripped in one transaction.
 const CHUNK: usize = 500;
 /// A database's clock that is behind the extractor's by more than this says nothing about when the run began.
-const CLOCK: Duration = Duration::from_secs(60);
+pub const CLOCK: Duration = Duration::from_secs(60);
 
 /// A note bears the time when its batch began; it is committed later, by no more than this, in milliseconds.
 const UNDER_WAY: i64 = 600_000;

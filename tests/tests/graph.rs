@@ -323,3 +323,28 @@ async fn the_latch_is_a_union_that_survives_everything() -> Result<(), Error> {
     feed.until(&run("completed"), "2").await?;
     feed.end().await
 }
+
+/// The extractor's clock was years ahead once: the run counts, and the next one of that version too, whatever is still said of the first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_of_the_future_does_not_hide_the_next_one() -> Result<(), Error> {
+    let mut feed = Feed::new("future").await?;
+    let completed = "MATCH (r:IngestRun {version: '20260101'}) RETURN toString(r.completed) AS x";
+    let ahead = "2999-01-01T00:00:00Z";
+    for t in DataType::ALL {
+        feed.signal(t, "20260101", ahead).await?;
+    }
+    feed.until(completed, "1").await?;
+    let started_at = chrono::Utc::now().to_rfc3339();
+    let [first, rest @ ..] = DataType::ALL;
+    feed.signal(first, "20260101", &started_at).await?;
+    let signals = "MATCH (c:ExtractionCompletion {version: '20260101'}) RETURN toString(size(c.signals)) AS x";
+    feed.until(signals, "1").await?;
+    feed.signal(first, "20260101", ahead).await?;
+    let told = |w: &Worker| w.log_text().contains("This extraction_complete is ignored");
+    feed.worker.until("told that it is ignored", Duration::from_secs(30), told).await?;
+    for t in rest {
+        feed.signal(t, "20260101", &started_at).await?;
+    }
+    feed.until(completed, "2").await?;
+    feed.end().await
+}
