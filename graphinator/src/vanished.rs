@@ -28,8 +28,8 @@ const CHUNK: usize = 500;
 /// A database's clock that is behind the extractor's by more than this says nothing about when the run began.
 pub const CLOCK: Duration = Duration::from_secs(60);
 
-/// A note bears the time when its batch began; it is committed later, by no more than this, in milliseconds.
-const UNDER_WAY: i64 = 600_000;
+/// A note bears the time when its batch began; it is committed later, by no more than this or twice what a batch may take.
+const UNDER_WAY: Duration = Duration::from_secs(600);
 
 /// Ids of records. Discogs' are numbers, of which a bitmap holds tens of millions in a few megabytes.
 #[derive(Default)]
@@ -74,6 +74,13 @@ pub struct Guards {
     pub batch_timeout: Duration,
     /// Who may remove anything: the owner of the maintenance's lease.
     pub owner: String,
+}
+
+impl Guards {
+    /// How much older than the newest note one may be that is not committed yet, in milliseconds.
+    fn under_way(&self) -> i64 {
+        UNDER_WAY.max(2 * self.batch_timeout).as_millis() as i64
+    }
 }
 
 /// What one type of a complete run asks for.
@@ -173,7 +180,7 @@ async fn compare(
         gate::close(graph, data_type, guards).await.map_err(|e| classify(&e))?;
         let ids: Vec<String> = vanished.iter().collect();
         for chunk in ids.chunks(CHUNK) {
-            let from = started.max(newest - UNDER_WAY);
+            let from = started.max(newest - guards.under_way());
             let stripped = strip(graph, data_type, chunk, from, &mut seen, &request.key, &guards.owner).await;
             let Some(stripped) = stripped.map_err(|e| classify(&e))? else {
                 return Err(SinkError::new(Class::Conflict, "lease", "another replica took over the maintenance"));

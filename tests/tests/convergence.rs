@@ -357,6 +357,26 @@ async fn what_the_next_run_brings_meanwhile_stays() -> Result<(), Error> {
     updates.end().await
 }
 
+/// A batch may take longer than most: what it noted before, and commits only now, was seen all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_slow_batch_has_seen_stays() -> Result<(), Error> {
+    let mut updates = Updates::with("slow", &[("WRITE_TIMEOUT", "400")]).await?;
+    let artists = |ids| Messages { artists: many(ids, "a"), ..Messages::default() };
+    updates.publish(&artists(1..=20)).await?;
+    updates.run("MATCH (s:IngestSeen) SET s.at = s.at - 3600000").await?;
+    let started_at = (chrono::Utc::now() - chrono::Duration::minutes(15)).to_rfc3339();
+    updates.publish(&artists(1..=15)).await?;
+    let mut batch = updates.graph.start_txn().await?;
+    batch.run(query("CREATE (:IngestSeen {type: 'artists', at: timestamp() - 700000, ids: ['16']})")).await?;
+    updates.announce("20260201", &started_at).await?;
+    let closed = async || Ok(updates.count("(:IngestGate {type: 'artists'})").await? == 1);
+    within(LONG, "closed", closed).await?;
+    batch.commit().await?;
+    run_graph_maintained("20260201").await?;
+    assert_eq!(updates.count("(:Artist)").await?, 16);
+    updates.end().await
+}
+
 /// Records with these ids: more than are removed in one step.
 fn many(ids: std::ops::RangeInclusive<usize>, hash: &str) -> Vec<Vec<u8>> {
     ids.map(|id| message(&id.to_string(), hash, r#""name":"x""#)).collect()
