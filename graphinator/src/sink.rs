@@ -66,8 +66,11 @@ impl Neo4jSink {
         phases: &mut Phases,
     ) -> Result<WriteReport, SinkError> {
         let mut transaction = self.connector.graph()?.start_txn().await.map_err(|e| self.failed(&e))?;
-        let written = write(&mut transaction, data_type, batch, again, phases).await;
-        let Written { report, rest, removed, fresh } = written.map_err(|e| self.failed(&e))?;
+        let written = write(&mut transaction, data_type, batch, again, claim, phases).await;
+        let Some(Written { report, rest, removed, fresh }) = written.map_err(|e| self.failed(&e))? else {
+            transaction.rollback().await.map_err(|e| self.failed(&e))?;
+            return Err(SinkError::fenced());
+        };
         if !fresh {
             // An attempt that was given up, and had committed after all.
             transaction.rollback().await.map_err(|e| self.failed(&e))?;
@@ -81,7 +84,8 @@ impl Neo4jSink {
             transaction.rollback().await.map_err(|e| self.failed(&e))?;
             return Ok(report);
         };
-        // Last, when this transaction holds the locks of its nodes: whoever claims the queue after this waits for them.
+        // Last, when this transaction holds the locks of its nodes: whoever claims the queue after this waits for them. (What was
+        // only compared holds none, and was noted with the time of then.)
         if !rest.is_empty()
             && !finds(&mut transaction, statements::is_owner(claim)).await.map_err(|e| self.failed(&e))?
         {
@@ -154,7 +158,7 @@ impl Sink for Neo4jSink {
         // The very statements of a write, on nothing: what this server or user can't do is found before records are fetched.
         let prune = prune::statement(data_type, &[]);
         for statement in
-            [statements::check(data_type, &[], false), prune, statements::write(data_type, &[], Edge::Merge)]
+            [statements::check(data_type, &[], false, None), prune, statements::write(data_type, &[], Edge::Merge)]
         {
             graph.run(statement).await.map_err(|e| self.failed(&e))?;
         }
@@ -252,6 +256,7 @@ impl Drop for Unfinished<'_> {
 /// Positions of records that the graph has, as [`statements::check`] returns them.
 #[derive(Default, serde::Deserialize)]
 struct Found {
+    mine: bool,
     unchanged: HashSet<usize>,
     changed: HashSet<usize>,
     bare: HashSet<usize>,
@@ -268,21 +273,26 @@ struct Written<'a> {
     fresh: bool,
 }
 
-/// The statements of one batch.
+/// The statements of one batch; `None` if the queue was claimed by somebody else, and nothing is to be committed.
 async fn write<'a>(
     transaction: &mut Txn,
     data_type: DataType,
     batch: &[&'a Record<Payload>],
     again: bool,
+    claim: Option<&Claim>,
     phases: &mut Phases,
-) -> Result<Written<'a>, neo4rs::Error> {
+) -> Result<Option<Written<'a>>, neo4rs::Error> {
     phases.begin();
-    let mut rows = transaction.execute(statements::check(data_type, batch, again)).await?;
-    let mut found = Found::default();
+    let mut rows = transaction.execute(statements::check(data_type, batch, again, claim)).await?;
+    // Without a row none of them is there, and the last look at the claim decides.
+    let mut found = Found { mine: true, ..Found::default() };
     while let Some(row) = rows.next(&mut *transaction).await? {
         found = row.to()?;
     }
-    let Found { unchanged, changed, bare } = found;
+    let Found { mine, unchanged, changed, bare } = found;
+    if !mine {
+        return Ok(None);
+    }
     phases.end("check");
     let report = WriteReport {
         unchanged: unchanged.len(),
@@ -324,5 +334,5 @@ async fn write<'a>(
     if !rest.is_empty() {
         phases.end("merge");
     }
-    Ok(Written { report, rest, removed, fresh })
+    Ok(Some(Written { report, rest, removed, fresh }))
 }

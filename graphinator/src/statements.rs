@@ -21,24 +21,30 @@ const ARTIST_URL: &str = "https://api.discogs.com/artists/";
 
 /// Compares hashes on the server. Returns the positions of records that are there with the same hash (`unchanged`), of
 /// those there with another one (`changed`), whose edges must be pruned, and of nodes that have no hash but edges that only
-/// such a record has (`bare`). An empty hash is never equal (contract, D.3). Notes on the way that all of them were seen.
+/// such a record has (`bare`). An empty hash is never equal (contract, D.3). Without any of them there is no row.
+///
+/// Notes on the way that all of them were seen, if the `claim` is still there (`mine`): a replica that was frozen must not say that it
+/// sees now, in the next run perhaps, what it got in an earlier one.
 ///
 /// What was delivered before (`again`) may be in the hands of a replica that has lost its turn and is about to commit. Its nodes are
 /// locked first, which waits for that; likewise while the [gate](crate::gate) is closed.
-pub fn check(data_type: DataType, records: &[&Record<Payload>], again: bool) -> Query {
+pub fn check(data_type: DataType, records: &[&Record<Payload>], again: bool, claim: Option<&Claim>) -> Query {
     let label = label(data_type);
     query(&format!(
-        "FOREACH (_ IN CASE WHEN size($ids) > 0 THEN [1] ELSE [] END | CREATE (:IngestSeen {{type: $type, at: timestamp(), ids: $ids}})) \
-         WITH 1 AS one OPTIONAL MATCH (g:IngestGate {{type: $type}}) WITH $again OR g IS NOT NULL AS lock \
+        "OPTIONAL MATCH (o:IngestOwner {{queue: $queue}}) WITH $owner IS NULL OR coalesce(o.owner = $owner, false) AS mine \
+         FOREACH (_ IN CASE WHEN mine AND size($ids) > 0 THEN [1] ELSE [] END | CREATE (:IngestSeen {{type: $type, at: timestamp(), ids: $ids}})) \
+         WITH mine OPTIONAL MATCH (g:IngestGate {{type: $type}}) WITH mine, $again OR g IS NOT NULL AS lock \
          UNWIND range(0, size($ids) - 1) AS i \
          MATCH (n:{label} {{id: $ids[i]}}) USING INDEX SEEK n:{label}(id) \
          FOREACH (_ IN CASE WHEN lock THEN [1] ELSE [] END | SET n._v = n._v) \
-         WITH i, n, CASE WHEN n.sha256 IS NULL THEN 0 WHEN n.sha256 = $hashes[i] AND $hashes[i] <> '' THEN 1 ELSE 2 END AS is \
-         RETURN collect(CASE WHEN is = 1 THEN i END) AS unchanged, collect(CASE WHEN is = 2 THEN i END) AS changed, \
+         WITH mine, i, n, CASE WHEN n.sha256 IS NULL THEN 0 WHEN n.sha256 = $hashes[i] AND $hashes[i] <> '' THEN 1 ELSE 2 END AS is \
+         RETURN mine, collect(CASE WHEN is = 1 THEN i END) AS unchanged, collect(CASE WHEN is = 2 THEN i END) AS changed, \
          collect(CASE WHEN is = 0 AND (EXISTS {{ (n)-[:BY|IS|ON|DERIVED_FROM]->() }} OR EXISTS {{ (n)<-[:CREDITED_ON]-() }}) THEN i END) AS bare"
     ))
     .param("type", data_type.name())
     .param("again", again)
+    .param("queue", claim.map(|c| c.queue.as_str()))
+    .param("owner", claim.map(|c| c.owner.as_str()))
     .param("ids", list(records.iter().map(|r| r.id.as_str())))
     .param("hashes", list(records.iter().map(|r| r.hash.as_str())))
 }

@@ -228,8 +228,9 @@ async fn a_smaller_prefetch_keeps_the_order_in_the_graph() -> Result<(), Error> 
 }
 
 /// A replica is frozen in the middle of a write that has not reached the database; another one takes over and writes what
-/// came later. When the first one wakes up, its write goes on, and must not overwrite that.
-async fn frozen_replica(worker: &'static str) -> Result<(), Error> {
+/// came later. When the first one wakes up, its write goes on, and must not overwrite that. If its records were `known`, it has nothing to
+/// write; then it must not say either that it sees them now.
+async fn frozen_replica(worker: &'static str, known: bool) -> Result<(), Error> {
     let stage = if worker == "graphinator" { Stage::with_graph("frozen").await? } else { Stage::new("frozen").await? };
     let port = if worker == "graphinator" { "NEO4J_PORT" } else { "POSTGRES_PORT" };
     let way = Proxy::start(services().get(port).parse()?, u64::MAX).await?;
@@ -243,8 +244,15 @@ async fn frozen_replica(worker: &'static str) -> Result<(), Error> {
     let mut frozen = stage.spawn_replica(worker, 0, &slow)?;
     frozen.ready().await?;
     shared(std::slice::from_ref(&frozen)).await?;
-    stage.publish(DataType::Labels, (1..=5).map(|id| version(id, 1))).await?;
-    let received = |w: &Worker| w.metric("records_received_total", &["data_type=\"labels\""]) == 5.0;
+    let bodies = |hash| (1..=5).map(move |id| version(id, hash));
+    let committed = |w: &Worker| w.metric("records_committed_total", &["data_type=\"labels\""]);
+    let before = if known { 5.0 } else { 0.0 };
+    if known {
+        stage.publish(DataType::Labels, bodies(1)).await?;
+        frozen.until("through the first version", LONG, |w| committed(w) == before).await?;
+    }
+    stage.publish(DataType::Labels, bodies(1)).await?;
+    let received = |w: &Worker| w.metric("records_received_total", &["data_type=\"labels\""]) == before + 5.0;
     frozen.until("holding a batch", LONG, received).await?;
     way.freeze(Direction::There, true);
     let writing = |w: &Worker| w.metric("in_flight_batches", &["data_type=\"labels\""]) == 1.0 && way.held() > 0;
@@ -252,28 +260,40 @@ async fn frozen_replica(worker: &'static str) -> Result<(), Error> {
     frozen.signal("STOP")?;
     let mut next = stage.spawn_replica(worker, 1, &[("RABBITMQ_HEARTBEAT", "2")])?;
     next.ready().await?;
-    stage.publish(DataType::Labels, (1..=5).map(|id| version(id, 2))).await?;
-    let committed = |w: &Worker| w.metric("records_committed_total", &["data_type=\"labels\""]) == 10.0;
-    next.until("through both versions", LONG, committed).await?;
+    stage.publish(DataType::Labels, bodies(2)).await?;
+    next.until("through both versions", LONG, |w| committed(w) == 10.0).await?;
+    let graph = services().neo4j()?;
+    if known {
+        graph.run(query("MATCH (s:IngestSeen) DELETE s")).await?;
+    }
     way.freeze(Direction::There, false);
     frozen.signal("CONT")?;
     let fenced = |w: &Worker| w.metric("retries_total", &["code=\"fenced\""]) > 0.0;
     frozen.until("told that its turn is over", LONG, fenced).await?;
-    let messages = Messages { labels: (1..=5).map(|id| version(id, 2)).collect(), ..Messages::default() };
+    let messages = Messages { labels: bodies(2).collect(), ..Messages::default() };
     assert_state(&stage, worker, &messages).await?;
-    assert_eq!(frozen.metric("records_committed_total", &["data_type=\"labels\""]), 0.0);
+    assert_eq!(committed(&frozen), before);
+    if known {
+        let notes = graph.execute(query("MATCH (s:IngestSeen) RETURN count(*) AS x")).await?.next().await?;
+        assert_eq!(notes.ok_or("no count")?.get::<i64>("x")?, 0, "it says that it sees them now");
+    }
     drop((frozen, next));
     stage.clean_up().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_replica_overwrites_no_row() -> Result<(), Error> {
-    frozen_replica("tableinator").await
+    frozen_replica("tableinator", false).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_replica_overwrites_no_node() -> Result<(), Error> {
-    frozen_replica("graphinator").await
+    frozen_replica("graphinator", false).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_replica_has_seen_nothing() -> Result<(), Error> {
+    frozen_replica("graphinator", true).await
 }
 
 /// A replica loses its turn between its look at the claim and its commit, which comes later. What the next one gets leads back
