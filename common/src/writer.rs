@@ -29,8 +29,6 @@ use crate::turn::Claim;
 const NEAR: i64 = 5;
 /// Attempts that may take too long before fewer records are tried at a time.
 const TIMEOUTS: usize = 3;
-/// Attempts that a record without others has before it is its own fault that it is too large.
-const ALONE: usize = 5;
 
 /// What a write needs to know about its queue.
 pub struct Writer<S> {
@@ -238,7 +236,7 @@ impl<S: Sink> Writer<S> {
     ) -> Result<Result<WriteReport, SinkError>, Interrupted> {
         let newest: Vec<_> = part.iter().filter_map(Versions::newest).collect();
         let mut retry = Retry::new(self, opened);
-        let (mut timeouts, mut too_large) = (0, 0);
+        let mut timeouts = 0;
         loop {
             let asked = Instant::now();
             let slot = tokio::select! {
@@ -266,14 +264,9 @@ impl<S: Sink> Writer<S> {
                 Err(error) => {
                     effort.troubled = true;
                     timeouts += usize::from(error.is_timeout());
-                    too_large += usize::from(error.class == Class::TooLarge);
-                    let divided = match part.len() {
-                        // Nothing but itself is in this transaction, and it had all the time that there is.
-                        1 => too_large >= ALONE && opened.elapsed() > self.hold_limit,
-                        // While there is time to try the parts: when it is over, what could not be written must be in the one that is kept.
-                        _ => too_large > 0 || (timeouts >= TIMEOUTS && opened.elapsed() < self.hold_limit / 2),
-                    };
-                    if divided {
+                    // While there is time to try the parts: when it is over, what could not be written must be in the one that is kept.
+                    let too_long = timeouts >= TIMEOUTS && opened.elapsed() < self.hold_limit / 2;
+                    if part.len() > 1 && (error.class == Class::TooLarge || too_long) {
                         return Ok(Err(error));
                     }
                     *again = true; // parts of a write that come after its commit may be missing

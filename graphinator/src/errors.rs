@@ -58,9 +58,34 @@ pub fn classify(error: &Error) -> SinkError {
     }
 }
 
+/// The same error of a transaction that has one record: what is more than one transaction may have (`db.memory.transaction.max`, which the
+/// text names) is that record's own fault. What is left of the total is not.
+pub fn of_one_record(error: SinkError) -> SinkError {
+    let own = error.class == Class::TooLarge && error.message.contains("db.memory.transaction.max");
+    if own { SinkError { class: Class::Poison, ..error } } else { error }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_too_large_alone_is_its_own_fault() {
+        let error = |setting: &str| {
+            let text = format!(
+                "The allocation of an extra 2.0 MiB would use more than the limit. {setting} threshold reached"
+            );
+            of_one_record(SinkError::new(
+                Class::TooLarge,
+                "Neo.TransientError.General.MemoryPoolOutOfMemoryError",
+                text,
+            ))
+            .class
+        };
+        assert_eq!(error("db.memory.transaction.max"), Class::Poison);
+        assert_eq!(error("db.memory.transaction.total.max"), Class::TooLarge);
+        assert_eq!(error("dbms.memory.transaction.total.max"), Class::TooLarge);
+    }
 
     #[test]
     fn every_kind_has_its_class() {

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use crate::config::Neo4jConfig;
 use crate::connect::{Connector, finds};
-use crate::errors::classify;
+use crate::errors::{classify, of_one_record};
 use crate::maintenance::{self, Maintenance};
 use crate::prune::{self, Removed};
 use crate::record::{self, Payload};
@@ -67,7 +67,8 @@ impl Neo4jSink {
     ) -> Result<WriteReport, SinkError> {
         let mut transaction = self.connector.graph()?.start_txn().await.map_err(|e| self.failed(&e))?;
         let written = write(&mut transaction, data_type, batch, again, claim, phases).await;
-        let Some(Written { report, rest, removed, fresh }) = written.map_err(|e| self.failed(&e))? else {
+        let failed = |error| if batch.len() == 1 { of_one_record(self.failed(&error)) } else { self.failed(&error) };
+        let Some(Written { report, rest, removed, fresh }) = written.map_err(failed)? else {
             transaction.rollback().await.map_err(|e| self.failed(&e))?;
             return Err(SinkError::fenced());
         };

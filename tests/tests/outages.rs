@@ -320,7 +320,7 @@ async fn a_batch_beyond_neo4j_s_memory_is_halved() -> Result<(), Error> {
     load.finish(worker).await
 }
 
-/// A record that alone is more than Neo4j has room for: its own fault, once it had the whole hold. Others are not held up for longer.
+/// A record that alone is more than a transaction may have is its own fault.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_alone_is_beyond_neo4j_s_memory_is_dead_lettered() -> Result<(), Error> {
     services();
