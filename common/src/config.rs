@@ -786,6 +786,17 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_held_for_longer_than_the_broker_waits() {
+        let with = |interval| {
+            read(&[("X_PASSWORD", "p"), ("RABBITMQ_CONSUMER_TIMEOUT", "60"), ("X_BATCH_FLUSH_INTERVAL", interval)])
+        };
+        let (config, _) = with("29").expect("valid");
+        assert_eq!((config.hold_limit.as_secs(), config.write_timeout.as_secs()), (30, 30), "WRITE_TIMEOUT is 60");
+        let problem = with("30").expect_err("too long").to_string();
+        assert!(problem.contains("X_BATCH_FLUSH_INTERVAL is 30") && problem.contains("give less than 30"), "{problem}");
+    }
+
+    #[test]
     fn defaults() {
         let (config, notes) = read(&[("X_PASSWORD", "p"), ("RABBITMQ_HOST", "")]).expect("valid");
         assert_eq!((config.tuning.limits.count, config.tuning.prefetch, config.tuning.writers), (500, 1500, 2));
