@@ -21,6 +21,8 @@ use crate::services::Services;
 
 /// Prefix of the exchanges and queues.
 const PREFIX: &str = "bench-drain";
+/// Share of the records over which the rate is taken: the last ones may wait for the flush interval, for want of others to fill their batch.
+const MEASURED: f64 = 0.75;
 /// Longest wait for a drain.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -176,13 +178,22 @@ impl<'a> Bench<'a> {
         let count = self.bodies.len() as f64;
         worker.until("at work", PATIENCE, |w| w.metric("records_received_total", &[]) > 0.0).await?;
         let (before, started, done) = (self.spent(&worker), Instant::now(), committed(&worker));
-        while committed(&worker) < count {
+        let mut rate = None;
+        loop {
+            let now = committed(&worker);
+            if rate.is_none() && now - done >= MEASURED * (count - done) {
+                rate = Some((now - done) / started.elapsed().as_secs_f64());
+            }
+            if now >= count {
+                break;
+            }
             if started.elapsed() > PATIENCE {
                 return Err(format!("{} did not drain its queue", self.worker).into());
             }
-            sleep(Duration::from_millis(50)).await;
+            sleep(Duration::from_millis(20)).await;
         }
-        let drained = Drained::of(count - done, started.elapsed(), before, self.spent(&worker), [&worker]);
+        let mut drained = Drained::of(count - done, started.elapsed(), before, self.spent(&worker), [&worker]);
+        drained.rate = rate.unwrap_or(drained.rate);
         let (_, metrics) = worker.get("/metrics")?;
         std::fs::write(directory()?.join(format!("{}-{}-{what}.metrics", self.worker, self.data_type)), metrics)?;
         worker.stop().await?;
