@@ -56,6 +56,8 @@ pub struct Broker {
     config: BrokerConfig,
     service: &'static str,
     frame_max: Option<u32>,
+    /// Whether metrics tell of it.
+    shown: bool,
     slot: Mutex<Slot>,
     /// Attempts to connect that have ended.
     attempts: AtomicU64,
@@ -75,17 +77,35 @@ impl Broker {
         Broker::with_frame_max(config, service, None)
     }
 
+    /// Likewise, for what a worker publishes, on a connection of its own: while the broker has an alarm, it reads nothing more from a
+    /// connection that has published, and acknowledgements, which free what the alarm is about, must not be behind that. Metrics tell of
+    /// the other one only.
+    pub fn publishing(config: BrokerConfig, service: &'static str) -> Arc<Self> {
+        Arc::new(Broker { shown: false, ..Broker::unconnected(config, service, None) })
+    }
+
     /// Likewise, with frames of at most so many bytes. The client's buffers have room for 32 frames in each direction: with
     /// the broker's usual 128 KiB that is 8 MiB a connection.
     pub fn with_frame_max(config: BrokerConfig, service: &'static str, frame_max: Option<u32>) -> Arc<Self> {
-        Arc::new(Broker {
+        Arc::new(Broker::unconnected(config, service, frame_max))
+    }
+
+    fn unconnected(config: BrokerConfig, service: &'static str, frame_max: Option<u32>) -> Self {
+        Broker {
             config,
             service,
             frame_max,
+            shown: true,
             slot: Mutex::default(),
             attempts: AtomicU64::new(0),
             connected_before: AtomicBool::new(false),
-        })
+        }
+    }
+
+    fn show(&self, connected: bool) {
+        if self.shown {
+            metrics::gauge!(names::CONNECTED, "peer" => "broker").set(f64::from(u8::from(connected)));
+        }
     }
 
     /// A new channel, on a new connection if the last one is gone. Callers that come meanwhile share that attempt.
@@ -105,18 +125,18 @@ impl Broker {
                 {
                     return Err(failure.clone());
                 }
-                metrics::gauge!(names::CONNECTED, "peer" => "broker").set(0.0);
+                self.show(false);
                 let connected = answered(self.connect()).await;
                 self.attempts.fetch_add(1, Ordering::Release);
                 slot.failure = connected.as_ref().err().cloned();
                 let connection = connected?;
-                if self.connected_before.swap(true, Ordering::Relaxed) {
+                if self.connected_before.swap(true, Ordering::Relaxed) && self.shown {
                     metrics::counter!(names::RECONNECTS, "peer" => "broker").increment(1);
                 }
                 connection
             }
         };
-        metrics::gauge!(names::CONNECTED, "peer" => "broker").set(1.0);
+        self.show(true);
         let channel = answered(connection.create_channel()).await;
         slot.connection = Some(connection);
         channel
@@ -208,15 +228,15 @@ async fn depth(channel: &Channel, topology: &Topology) -> Result<(u32, u32), Bro
     Ok((queue.message_count(), queue.consumer_count()))
 }
 
-/// Whether no message waits in the queue.
+/// Whether no message waits in the queue, and nobody is there who could have one.
 ///
 /// # Errors
 /// [`BrokerError`].
-pub async fn is_empty(broker: &Broker, topology: &Topology) -> Result<bool, BrokerError> {
+pub async fn is_abandoned(broker: &Broker, topology: &Topology) -> Result<bool, BrokerError> {
     let channel = broker.channel().await?;
-    let waiting = depth(&channel, topology).await.map(|(ready, _)| ready);
+    let depth = depth(&channel, topology).await;
     let _ = answered(channel.close(200, "done".into())).await;
-    Ok(waiting? == 0)
+    Ok(depth? == (0, 0))
 }
 
 /// A consumer on a channel of its own, with the ledger of what that channel delivered.

@@ -566,7 +566,7 @@ pub fn common(env: &mut Env, batch: &BatchVariables, default_port: u16) -> Confi
         priority: env.number("CONSUMER_PRIORITY", i16::MIN..=i16::MAX),
         max_body: env.number("MAX_BODY_BYTES", 1024..=1 << 30),
         // An attempt that begins right before the end of the hold must be over before the broker takes the messages back.
-        write_timeout: seconds(env, "WRITE_TIMEOUT", 1.0..=3600.0).min(hold_limit),
+        write_timeout: seconds(env, "WRITE_TIMEOUT", 1.0..=3600.0).min(hold_limit / 2),
         hold_limit,
         shutdown_timeout: seconds(env, "SHUTDOWN_TIMEOUT", 1.0..=3600.0),
         schema: schema_mode(env),
@@ -791,7 +791,7 @@ mod tests {
             read(&[("X_PASSWORD", "p"), ("RABBITMQ_CONSUMER_TIMEOUT", "60"), ("X_BATCH_FLUSH_INTERVAL", interval)])
         };
         let (config, _) = with("29").expect("valid");
-        assert_eq!((config.hold_limit.as_secs(), config.write_timeout.as_secs()), (30, 30), "WRITE_TIMEOUT is 60");
+        assert_eq!((config.hold_limit.as_secs(), config.write_timeout.as_secs()), (30, 15), "WRITE_TIMEOUT is 60");
         let problem = with("30").expect_err("too long").to_string();
         assert!(problem.contains("X_BATCH_FLUSH_INTERVAL is 30") && problem.contains("give less than 30"), "{problem}");
     }

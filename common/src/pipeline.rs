@@ -97,7 +97,7 @@ async fn at(deadline: Option<Instant>) {
     }
 }
 
-/// Runs the pipeline of one subscription to its end. Returns also what must work before the next one begins, if anything.
+/// Runs the pipeline of one subscription to its end. What comes back is written so many records `together`. Returns also what must work before the next one begins, if anything.
 pub async fn run<S: Sink>(
     queue: &Queue<S>,
     topology: &Topology,
@@ -105,6 +105,7 @@ pub async fn run<S: Sink>(
     claim: Claim,
     tuned: Tuned,
     source: Source,
+    together: usize,
 ) -> (End, Option<Kept<S::Payload>>) {
     let tuning = tuned.now;
     let cancel = CancellationToken::new();
@@ -119,6 +120,7 @@ pub async fn run<S: Sink>(
         fatal: Arc::default(),
         write_timeout: queue.config.write_timeout,
         hold_limit: queue.config.hold_limit,
+        together,
         cancel: cancel.clone(),
     };
     let tracer = queue.exporter.as_ref().map(|exporter| Tracer::new(exporter, queue.data_type, &topology.queue));

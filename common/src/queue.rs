@@ -8,7 +8,7 @@ use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::amqp::{Broker, Source, is_empty};
+use crate::amqp::{Broker, Source, is_abandoned};
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::data_type::{DataType, Topology};
@@ -76,12 +76,14 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
     let mut backoff = Backoff::outage();
     // What could not be written. Until it can, nothing is fetched.
     let mut kept = None;
+    // Records that could be rehearsed at a time, for the next subscription.
+    let mut together = usize::MAX;
     let mut rehearsals = rehearsal();
     // Each time that messages go back uses up one of their deliveries, so these pauses grow to a quarter of an hour. They do so only
     // if rehearsals are no use.
     let mut pauses = handed_back();
     while !queue.shutdown.is_cancelled() {
-        let end = match until_shutdown(&queue, subscribe(&queue, &topology, &mut kept)).await {
+        let end = match until_shutdown(&queue, subscribe(&queue, &topology, &mut kept, &mut together)).await {
             None => return,
             Some(Err(end)) => end,
             Some(Ok((turn, claim, tuned, source))) => {
@@ -95,7 +97,8 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
                 queue.status.consuming(data_type, true);
                 let (subscribed, before) = (Instant::now(), queue.status.total_committed(data_type));
                 let end;
-                (end, kept) = pipeline::run(&queue, &topology, &turn, claim, tuned, source).await;
+                (end, kept) = pipeline::run(&queue, &topology, &turn, claim, tuned, source, together).await;
+                together = usize::MAX;
                 rehearsals = rehearsal();
                 queue.status.consuming(data_type, false);
                 let handed_over = turn.hand_over.is_cancelled();
@@ -164,15 +167,17 @@ async fn subscribe<S: Sink>(
     queue: &Queue<S>,
     topology: &Topology,
     kept: &mut Option<Kept<S::Payload>>,
+    together: &mut usize,
 ) -> Result<(Turn, Claim, Tuned, Source), End> {
     prepare(queue).await.map_err(End::Paused)?;
     if let Some(work) = kept {
         let rehearsed = rehearse(queue, work).await;
-        // Its messages may be with another replica by now, or purged: then it must not stop those that come after.
-        if rehearsed.is_ok() || is_empty(&queue.broker, topology).await.unwrap_or(false) {
+        // Its messages may have been purged: then it must not stop those that come after.
+        if rehearsed.is_err() && is_abandoned(&queue.broker, topology).await.unwrap_or(false) {
             *kept = None;
         }
         rehearsed.map_err(End::Paused)?;
+        *together = kept.take().map_or(usize::MAX, |work| work.together());
     }
     let waiting = || {
         queue.status.trouble(queue.data_type, None);
@@ -209,9 +214,7 @@ async fn prepare<S: Sink>(queue: &Queue<S>) -> Result<(), SinkError> {
 /// Tries what could not be written.
 async fn rehearse<S: Sink>(queue: &Queue<S>, work: &mut Kept<S::Payload>) -> Result<(), SinkError> {
     let data_type = queue.data_type;
-    let slot = queue.transactions.acquire(data_type, work.count()).await;
-    let tried = work.rehearse(&*queue.sink, data_type, queue.config.write_timeout).await;
-    drop(slot);
+    let tried = work.rehearse(&*queue.sink, data_type, queue.config.write_timeout, &queue.transactions).await;
     match &tried {
         Ok(()) => info!(data_type = data_type.name(), "▶️ Rehearsed what could not be written, consuming again"),
         Err(error) => count_failure(data_type, error),

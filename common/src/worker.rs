@@ -131,9 +131,7 @@ async fn pipelines<S: Sink>(
 ) -> Exit {
     let sink = Arc::new(sink);
     let broker = Broker::new(config.broker.clone(), status.service);
-    // While the broker has an alarm, it reads nothing more from a connection that has published: acknowledgements, which free what the
-    // alarm is about, must not be behind that.
-    let publisher = Broker::new(config.broker.clone(), status.service);
+    let publisher = Broker::publishing(config.broker.clone(), status.service);
     let dead_letters = Arc::new(DeadLetters::new(Arc::clone(&publisher), status.service));
     let shutdown = CancellationToken::new();
     let slots = config.slots();

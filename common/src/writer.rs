@@ -52,6 +52,8 @@ pub struct Writer<S> {
     pub write_timeout: Duration,
     /// Longest time that a batch is held while the database is away.
     pub hold_limit: Duration,
+    /// Records that are written at a time of those that were delivered before: more took too long when they were rehearsed.
+    pub together: usize,
     /// Ends retries: the channel that delivered these messages is gone, or the drain is over.
     pub cancel: CancellationToken,
 }
@@ -69,6 +71,7 @@ impl<S> Clone for Writer<S> {
             fatal: Arc::clone(&self.fatal),
             write_timeout: self.write_timeout,
             hold_limit: self.hold_limit,
+            together: self.together,
             cancel: self.cancel.clone(),
         }
     }
@@ -173,7 +176,7 @@ impl<S: Sink> Writer<S> {
         let mut again = records.iter().flat_map(|v| &v.0).any(|(_, origin)| origin.redelivered);
         let mut parts = vec![records];
         // Records that are tried at a time: fewer when that has taken too long.
-        let mut together = usize::MAX;
+        let mut together = if again { self.together } else { usize::MAX };
         while let Some(mut part) = parts.pop() {
             if self.cancel.is_cancelled() {
                 return Err(Interrupted::Cancelled.into());

@@ -253,6 +253,43 @@ async fn a_node_that_is_locked_for_long_uses_up_no_deliveries() -> Result<(), Er
     stage.clean_up().await
 }
 
+/// Replicas must not use up the deliveries by turns, one after the other, of what none of them can write.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_certain_rows_show_costs_each_replica_one_delivery() -> Result<(), Error> {
+    services();
+    tokio::task::block_in_place(|| script(&["up"]))?;
+    let stage = Stage::with_graph("outage").await?; // for itself alone
+    let mut workers = [stage.start("tableinator", &SHORT_HOLD).await?, stage.start("tableinator", &SHORT_HOLD).await?];
+    let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+                  $$ BEGIN RAISE EXCEPTION 'not this one' USING ERRCODE = '53100'; END $$; \
+                  CREATE TRIGGER refuse BEFORE INSERT ON artists FOR EACH ROW EXECUTE FUNCTION refuse()";
+    let postgres = stage.postgres().await?;
+    postgres.batch_execute(refuse).await?;
+    stage.publish(DataType::Artists, (1..=3).map(|id| artist(id, 1))).await?;
+    for worker in &mut workers {
+        worker.until("through three pauses", Duration::from_secs(120), |w| pauses(w, DataType::Artists) > 3).await?;
+    }
+    let queue = stage.topology("tableinator", DataType::Artists).queue;
+    let message = stage.channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await?;
+    let delivery = message.ok_or("nothing came back")?.delivery;
+    let headers = delivery.properties.headers().clone().unwrap_or_default();
+    assert_eq!(headers.inner().get("x-delivery-count"), Some(&AMQPValue::LongLongInt(2)));
+    delivery.acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await?;
+    postgres.batch_execute("DROP FUNCTION refuse CASCADE").await?;
+    let written = |workers: &[Worker]| -> f64 {
+        workers.iter().map(|w| number(w, "records_committed_total", DataType::Artists)).sum()
+    };
+    let began = Instant::now();
+    while written(&workers) < 3.0 {
+        assert!(began.elapsed() < Duration::from_secs(120), "not written");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    for worker in workers {
+        assert_eq!(worker.stop().await?.code(), Some(0));
+    }
+    stage.clean_up().await
+}
+
 /// A copy of messages that somebody has purged must not hold up those that come after them.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_copy_of_purged_messages_holds_up_nothing() -> Result<(), Error> {
@@ -372,7 +409,8 @@ async fn queues_are_drained_while_the_broker_has_an_alarm() -> Result<(), Error>
     for t in DataType::ALL {
         stage.publish(t, (1..=2000).map(|id| artist(id, 1))).await?;
     }
-    let mut workers = [stage.start("tableinator", &SMALL).await?, stage.start("tableinator", &SMALL).await?];
+    let slowly = [SMALL[0], ("RATE_LIMIT", "400")];
+    let mut workers = [stage.start("tableinator", &slowly).await?, stage.start("tableinator", &slowly).await?];
     // Both have asked by now.
     for worker in &mut workers {
         let shared = |w: &Worker| w.metric("consuming", &[]) == 2.0;
@@ -381,6 +419,9 @@ async fn queues_are_drained_while_the_broker_has_an_alarm() -> Result<(), Error>
     let alarm = Alarm::new()?;
     let queues = DataType::ALL.map(|t| stage.topology("tableinator", t).queue);
     let began = Instant::now();
+    for queue in &queues {
+        assert!(stage.ready_count(queue).await? > 0, "{queue} was drained before");
+    }
     loop {
         let listed = script(&["ctl", "-q", "list_queues", "name", "messages"])?;
         let ours = listed
