@@ -328,6 +328,7 @@ impl<'a> Sweep<'a> {
         for queue in queues {
             queue.publish().await?;
         }
+        queues[0].calm().await;
         let count: usize = queues.iter().map(Bench::count).sum();
         let spent =
             || workers.iter().map(|w| queues[0].spent(w)).reduce(|a, b| [a[0] + b[0], a[1], a[2]]).unwrap_or_default();

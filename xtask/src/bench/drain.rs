@@ -23,6 +23,8 @@ use crate::services::Services;
 const PREFIX: &str = "bench-drain";
 /// Share of the records over which the rate is taken: the last ones may wait for the flush interval, for want of others to fill their batch.
 const MEASURED: f64 = 0.75;
+/// Longest wait for the broker to calm down.
+const CALM: Duration = Duration::from_secs(20);
 /// Longest wait for a drain.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -164,7 +166,24 @@ impl<'a> Bench<'a> {
     /// The broker's.
     pub async fn fill(&self) -> Result<(), Error> {
         self.purge().await?;
-        self.publish().await
+        self.publish().await?;
+        self.calm().await;
+        Ok(())
+    }
+
+    /// Waits until the broker has done what it does about messages after it has confirmed them: moving them from its log into segments
+    /// takes it as long as delivering them.
+    pub async fn calm(&self) {
+        const LOOK: Duration = Duration::from_millis(300);
+        const IDLE: f64 = 0.1;
+        let started = Instant::now();
+        while started.elapsed() < CALM {
+            let before = cpu::seconds(self.servers[0]);
+            sleep(LOOK).await;
+            if cpu::seconds(self.servers[0]) - before < IDLE * LOOK.as_secs_f64() {
+                return;
+            }
+        }
     }
 
     /// Lets a worker drain the queue. Its metrics stay in a file that bears the name of this work.
