@@ -228,11 +228,11 @@ async fn depth(channel: &Channel, topology: &Topology) -> Result<(u32, u32), Bro
     Ok((queue.message_count(), queue.consumer_count()))
 }
 
-/// Whether no message waits in the queue, and nobody is there who could have one.
+/// Whether no message waits in the queue, and nobody consumes it.
 ///
 /// # Errors
 /// [`BrokerError`].
-pub async fn is_abandoned(broker: &Broker, topology: &Topology) -> Result<bool, BrokerError> {
+pub async fn is_unused(broker: &Broker, topology: &Topology) -> Result<bool, BrokerError> {
     let channel = broker.channel().await?;
     let depth = depth(&channel, topology).await;
     let _ = answered(channel.close(200, "done".into())).await;

@@ -8,7 +8,7 @@ use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::amqp::{Broker, Source, is_abandoned};
+use crate::amqp::{self, Broker, BrokerError, Source};
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::data_type::{DataType, Topology};
@@ -173,7 +173,7 @@ async fn subscribe<S: Sink>(
     if let Some(work) = kept {
         let rehearsed = rehearse(queue, work).await;
         // Its messages may have been purged: then it must not stop those that come after.
-        if rehearsed.is_err() && is_abandoned(&queue.broker, topology).await.unwrap_or(false) {
+        if rehearsed.is_err() && is_abandoned(queue, topology).await.unwrap_or(false) {
             *kept = None;
         }
         rehearsed.map_err(End::Paused)?;
@@ -199,6 +199,12 @@ async fn subscribe<S: Sink>(
             Err(end)
         }
     }
+}
+
+/// Whether the queue has no message, none in a replica's hands either.
+async fn is_abandoned<S: Sink>(queue: &Queue<S>, topology: &Topology) -> Result<bool, BrokerError> {
+    // First the turn: who has it while the queue is empty may give its messages back in between.
+    Ok(Turn::is_free(&queue.broker, topology).await? && amqp::is_unused(&queue.broker, topology).await?)
 }
 
 /// Looks whether the database is there, and creates what is missing in it.

@@ -178,6 +178,22 @@ impl Turn {
         Ok(Some(Turn { channel, name, data_type, turns: Arc::clone(turns), lost, hand_over, requests }))
     }
 
+    /// Whether no replica has it, so that none holds a message of the queue.
+    ///
+    /// # Errors
+    /// [`BrokerError`] if the broker is away.
+    pub async fn is_free(broker: &Broker, topology: &Topology) -> Result<bool, BrokerError> {
+        let channel = broker.channel().await?;
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let asked = channel.queue_declare(name(topology).as_str().into(), passive, FieldTable::default());
+        // An error of this kind closes the channel.
+        match answered(asked).await {
+            Err(BrokerError::Amqp(e)) if is(&e, AMQPSoftError::NOTFOUND) => Ok(true),
+            Err(BrokerError::Amqp(e)) if is(&e, AMQPSoftError::RESOURCELOCKED) => Ok(false),
+            other => other.map(|_| false),
+        }
+    }
+
     /// Whether the broker still grants it, as far as the client knows.
     pub fn is_held(&self) -> bool {
         self.channel.status().connected() && !self.lost.load(Ordering::Relaxed)

@@ -409,7 +409,7 @@ async fn queues_are_drained_while_the_broker_has_an_alarm() -> Result<(), Error>
     for t in DataType::ALL {
         stage.publish(t, (1..=2000).map(|id| artist(id, 1))).await?;
     }
-    let slowly = [SMALL[0], ("RATE_LIMIT", "400")];
+    let slowly = [SMALL[0], ("RATE_LIMIT", "150")];
     let mut workers = [stage.start("tableinator", &slowly).await?, stage.start("tableinator", &slowly).await?];
     // Both have asked by now.
     for worker in &mut workers {
