@@ -1,6 +1,9 @@
 //! Processor time and memory of processes, from Linux' /proc.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
 
 use crate::Error;
 use crate::services::script;
@@ -47,4 +50,20 @@ pub fn service(name: &str) -> Result<u32, Error> {
     let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_default();
     let pid = line.split_once("pid ").and_then(|(_, rest)| rest.trim_end_matches(')').parse().ok());
     pid.ok_or_else(|| format!("{name} does not run: {line}").into())
+}
+
+/// Waits until a server has done what it does after its answers. A broker moves messages that it has confirmed from its log into
+/// segments, which takes it as long as delivering them.
+pub async fn calm(pid: u32) {
+    const LONGEST: Duration = Duration::from_secs(20);
+    const LOOK: Duration = Duration::from_millis(300);
+    const IDLE: f64 = 0.1;
+    let started = Instant::now();
+    while started.elapsed() < LONGEST {
+        let before = seconds(pid);
+        sleep(LOOK).await;
+        if seconds(pid) - before < IDLE * LOOK.as_secs_f64() {
+            return;
+        }
+    }
 }

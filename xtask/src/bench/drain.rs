@@ -23,8 +23,6 @@ use crate::services::Services;
 const PREFIX: &str = "bench-drain";
 /// Share of the records over which the rate is taken: the last ones may wait for the flush interval, for want of others to fill their batch.
 const MEASURED: f64 = 0.75;
-/// Longest wait for the broker to calm down.
-const CALM: Duration = Duration::from_secs(20);
 /// Longest wait for a drain.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -150,6 +148,11 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
+    /// Waits until the broker has nothing more to do.
+    pub async fn calm(&self) {
+        cpu::calm(self.servers[0]).await;
+    }
+
     /// Adds every record to the queue.
     ///
     /// # Errors
@@ -169,21 +172,6 @@ impl<'a> Bench<'a> {
         self.publish().await?;
         self.calm().await;
         Ok(())
-    }
-
-    /// Waits until the broker has done what it does about messages after it has confirmed them: moving them from its log into segments
-    /// takes it as long as delivering them.
-    pub async fn calm(&self) {
-        const LOOK: Duration = Duration::from_millis(300);
-        const IDLE: f64 = 0.1;
-        let started = Instant::now();
-        while started.elapsed() < CALM {
-            let before = cpu::seconds(self.servers[0]);
-            sleep(LOOK).await;
-            if cpu::seconds(self.servers[0]) - before < IDLE * LOOK.as_secs_f64() {
-                return;
-            }
-        }
     }
 
     /// Lets a worker drain the queue. Its metrics stay in a file that bears the name of this work.

@@ -109,6 +109,7 @@ impl Bench {
         let records = self.bodies.len();
         let [mut reading, mut publishing, mut both] = [const { Vec::new() }; 3];
         for _ in 0..rounds {
+            cpu::calm(self.pid).await;
             let clock = Clock::start(self.pid);
             tokio::task::block_in_place(|| read(&self.input))?;
             reading.push(clock.stop(records));
@@ -116,6 +117,7 @@ impl Bench {
             publish(&self.broker, self.input.data_type, &self.bodies).await?;
             publishing.push(clock.stop(records));
             self.queues.purge().await?;
+            cpu::calm(self.pid).await;
             let clock = Clock::start(self.pid);
             whole(&self.broker, &self.directory, &self.input).await?;
             both.push(clock.stop(records));
