@@ -235,11 +235,20 @@ impl Config {
         for setting in &mut settings {
             match setting.name {
                 PREFETCH => setting.value = tuning.prefetch.to_string(),
+                "WRITE_TIMEOUT" => shorten(setting, self.write_timeout),
+                name if name.ends_with("_BATCH_FLUSH_INTERVAL") => shorten(setting, tuning.limits.interval),
                 "HEALTH_PORT" => setting.value = self.health_port.to_string(),
                 _ => {}
             }
         }
         settings
+    }
+}
+
+/// Shows what is in force of a time that was shortened.
+fn shorten(setting: &mut Setting, to: Duration) {
+    if setting.value.trim().parse().is_ok_and(|seconds: f64| seconds > to.as_secs_f64()) {
+        setting.value = to.as_secs_f64().to_string();
     }
 }
 
@@ -794,6 +803,10 @@ mod tests {
                 .expect("valid");
         assert_eq!((config.hold_limit.as_secs(), config.write_timeout.as_secs()), (30, 15), "WRITE_TIMEOUT is 60");
         assert_eq!(config.tuning.limits.interval.as_secs(), 15);
+        let shown = |name| Setting { name, value: "40".to_owned(), origin: "set" };
+        let settings = vec![shown("WRITE_TIMEOUT"), shown("X_BATCH_FLUSH_INTERVAL"), shown("X_BATCH_SIZE")];
+        let values: Vec<_> = config.in_force(&config.tuning, settings).into_iter().map(|s| s.value).collect();
+        assert_eq!(values, ["15", "15", "40"]);
         assert!(
             notes.iter().any(|note| note.contains("X_BATCH_FLUSH_INTERVAL is 40") && note.contains("after 15")),
             "{notes:?}"
