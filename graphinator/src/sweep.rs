@@ -114,11 +114,16 @@ pub fn is_bare(key: &str) -> String {
     )
 }
 
+/// Locks `n`, changing nothing. A batch beside this may be about to make a record of it, which adds no edge perhaps; whether it is bare
+/// must be looked at after that.
+const LOCK: &str = "REMOVE n._lock";
+
 /// An artist that only SAME_AS refers to was there for others, too: the credits wait again.
 fn lonely_artists() -> String {
+    let others = "(n)-[e]-() WHERE NOT e:SAME_AS OR size([k IN keys(e) WHERE NOT k STARTS WITH '_']) > 0";
     format!(
         "UNWIND $keys AS key MATCH (n:Artist {{id: key}}) USING INDEX SEEK n:Artist(id)
-         WHERE {} AND NOT EXISTS {{ (n)-[e]-() WHERE NOT e:SAME_AS OR size([k IN keys(e) WHERE NOT k STARTS WITH '_']) > 0 }}
+         WHERE NOT EXISTS {{ {others} }} {LOCK} WITH n WHERE {} AND NOT EXISTS {{ {others} }}
          OPTIONAL MATCH (p:Person)-[e:SAME_AS]->(n)
          WITH n, collect(p.name) AS persons, collect(e) AS edges
          FOREACH (name IN persons |
@@ -131,7 +136,8 @@ fn lonely_artists() -> String {
 
 fn lonely(label: &str, key: &str) -> String {
     format!(
-        "UNWIND $keys AS key MATCH (n:{label} {{{key}: key}}) USING INDEX SEEK n:{label}({key}) WHERE {} AND NOT (n)--() DELETE n",
+        "UNWIND $keys AS key MATCH (n:{label} {{{key}: key}}) USING INDEX SEEK n:{label}({key}) \
+         WHERE NOT (n)--() {LOCK} WITH n WHERE {} AND NOT (n)--() DELETE n",
         is_bare(key)
     )
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use common::DataType;
 use graphinator::gate;
+use graphinator::prune::Removed;
+use graphinator::sweep;
 use graphinator::vanished::Guards;
 use integration_tests::oracle::{self, Messages};
 use integration_tests::proxy::{Direction, Proxy};
@@ -526,4 +528,33 @@ async fn what_a_run_brought_before_the_end_of_the_one_before_it_stays() -> Resul
     updates.complete("20260301", &second).await?;
     assert_eq!(updates.count("(:Artist)").await?, 20);
     updates.end().await
+}
+
+/// A node that is there for others only becomes a record without edges while a sweep looks at it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_becomes_a_record_meanwhile_is_not_swept() -> Result<(), Error> {
+    let stage = Stage::with_graph("swept").await?;
+    let worker = stage.start("graphinator", &[]).await?; // makes the indexes
+    assert_eq!(worker.stop().await?.code(), Some(0));
+    let graph = services().neo4j()?;
+    graph.run(query("CREATE (:Artist {id: '7'}), (:Label {id: '7'})")).await?;
+    let mut record = graph.start_txn().await?;
+    record.run(query("MATCH (n {id: '7'}) SET n.sha256 = 'x', n.name = 'no edge'")).await?;
+    let removed = Removed { artists: vec!["7".to_owned()], labels: vec!["7".to_owned()], ..Removed::default() };
+    let sweeping = tokio::spawn({
+        let graph = graph.clone();
+        async move {
+            for statement in sweep::statements(&removed) {
+                graph.run(statement).await?;
+            }
+            Ok::<_, neo4rs::Error>(())
+        }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!sweeping.is_finished(), "it does not wait for who has the nodes");
+    record.commit().await?;
+    sweeping.await??;
+    let left = graph.execute(query("MATCH (n {id: '7'}) RETURN count(*) AS x")).await?.next().await?;
+    assert_eq!(left.ok_or("no count")?.get::<i64>("x")?, 2);
+    stage.clean_up().await
 }
