@@ -231,9 +231,10 @@ impl Job<'_> {
             "MATCH (n:{label}) WHERE n.id > $after WITH n ORDER BY n.id LIMIT $page
              WITH collect(n) AS nodes, max(n.id) AS last
              CALL (nodes) {{
-               UNWIND nodes AS n WITH n WHERE {bare} AND NOT (n)--() DELETE n RETURN count(*) AS deleted
+               UNWIND nodes AS n WITH n WHERE NOT (n)--() {lock} WITH n WHERE {bare} AND NOT (n)--() DELETE n RETURN count(*) AS deleted
              }}
              RETURN last, deleted",
+            lock = sweep::LOCK,
             bare = sweep::is_bare("id")
         );
         let (mut after, mut deleted) = (String::new(), 0);
