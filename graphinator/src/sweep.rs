@@ -116,7 +116,7 @@ pub fn is_bare(key: &str) -> String {
 
 /// Locks `n`, changing nothing. A batch beside this may be about to make a record of it, which adds no edge perhaps; whether it is bare
 /// must be looked at after that.
-pub const LOCK: &str = "REMOVE n._lock";
+pub const LOCK: &str = "SET n._lock = true REMOVE n._lock";
 
 /// An artist that only SAME_AS refers to was there for others, too: the credits wait again.
 fn lonely_artists() -> String {
