@@ -3,12 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use mimalloc::MiMalloc;
 use xtask::{Error, bench, compose, demo, licences, reference, services, soak};
-
-/// That of the extractor, which the bench runs in this process.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's day-to-day commands")]
