@@ -228,15 +228,15 @@ async fn depth(channel: &Channel, topology: &Topology) -> Result<(u32, u32), Bro
     Ok((queue.message_count(), queue.consumer_count()))
 }
 
-/// Whether no message waits in the queue, and nobody consumes it.
+/// The same, for who has no channel yet.
 ///
 /// # Errors
 /// [`BrokerError`].
-pub async fn is_unused(broker: &Broker, topology: &Topology) -> Result<bool, BrokerError> {
+pub async fn look(broker: &Broker, topology: &Topology) -> Result<(u32, u32), BrokerError> {
     let channel = broker.channel().await?;
     let depth = depth(&channel, topology).await;
-    let _ = answered(channel.close(200, "done".into())).await;
-    Ok(depth? == (0, 0))
+    let _ = answered(channel.close(200, "looked".into())).await;
+    depth
 }
 
 /// A consumer on a channel of its own, with the ledger of what that channel delivered.

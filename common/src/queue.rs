@@ -204,7 +204,7 @@ async fn subscribe<S: Sink>(
 /// Whether the queue has no message, none in a replica's hands either.
 async fn is_abandoned<S: Sink>(queue: &Queue<S>, topology: &Topology) -> Result<bool, BrokerError> {
     // First the turn: who has it while the queue is empty may give its messages back in between.
-    Ok(Turn::is_free(&queue.broker, topology).await? && amqp::is_unused(&queue.broker, topology).await?)
+    Ok(Turn::is_free(&queue.broker, topology).await? && amqp::look(&queue.broker, topology).await? == (0, 0))
 }
 
 /// Looks whether the database is there, and creates what is missing in it.

@@ -20,7 +20,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::amqp::{Broker, BrokerError, answered, declare};
+use crate::amqp::{self, Broker, BrokerError, answered};
 use crate::data_type::{DataType, Topology};
 
 /// How often a waiting replica asks for its turn, and one second more for each queue that it consumes already: who has
@@ -126,7 +126,7 @@ impl Turn {
             if let Some(turn) = Turn::take(channel, topology, data_type, turns).await? {
                 sleep(SETTLE).await;
                 let mut looks = 0;
-                while consumers(broker, topology).await? > 0 && looks < LOOKS {
+                while amqp::look(broker, topology).await?.1 > 0 && looks < LOOKS {
                     looks += 1;
                     sleep(SETTLE).await;
                 }
@@ -234,17 +234,6 @@ async fn ask(publisher: &Broker, topology: &Topology, count: usize) -> Result<()
     let asked = channel.basic_publish("".into(), name.as_str().into(), options, body.as_bytes(), properties);
     answered(asked).await?;
     answered(channel.close(200, "asked".into())).await
-}
-
-/// Consumers that the broker still counts.
-async fn consumers(broker: &Broker, topology: &Topology) -> Result<u32, BrokerError> {
-    let channel = broker.channel().await?;
-    declare(&channel, topology).await?;
-    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let declared = channel.queue_declare(topology.queue.as_str().into(), passive, FieldTable::default());
-    let count = answered(declared).await?.consumer_count();
-    answered(channel.close(200, "looked".into())).await?;
-    Ok(count)
 }
 
 fn is(error: &lapin::Error, kind: AMQPSoftError) -> bool {

@@ -4,7 +4,7 @@ use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use common::sink::{Class, SinkError};
-use neo4rs::{ConfigBuilder, Graph, Query, Txn};
+use neo4rs::{ConfigBuilder, Graph, Query, Row, Txn};
 
 use crate::config::Neo4jConfig;
 use crate::errors::classify;
@@ -23,6 +23,17 @@ pub async fn finds(transaction: &mut Txn, statement: Query) -> Result<bool, neo4
         found = true;
     }
     Ok(found)
+}
+
+/// The first row that a statement returns, if any. All are read: the end of the result tells whether it is committed.
+///
+/// # Errors
+/// The database's.
+pub async fn first(graph: &Graph, statement: Query) -> Result<Option<Row>, neo4rs::Error> {
+    let mut rows = graph.execute(statement).await?;
+    let first = rows.next().await?;
+    while rows.next().await?.is_some() {}
+    Ok(first)
 }
 
 /// Makes pools and keeps the current one.

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use crate::connect::Connector;
+use crate::connect::{Connector, first};
 use crate::errors::classify;
 use crate::statements::label;
 use crate::vanished::{CLOCK, Guards};
@@ -297,10 +297,7 @@ impl Job<'_> {
 
 /// Runs a statement, retried by the client while it is transient, and returns its first row.
 async fn one(graph: &Graph, statement: Query) -> Result<Option<Row>, SinkError> {
-    let mut rows = graph.execute(statement).await.map_err(|e| classify(&e))?;
-    let first = rows.next().await.map_err(|e| classify(&e))?;
-    while rows.next().await.map_err(|e| classify(&e))?.is_some() {}
-    Ok(first)
+    first(graph, statement).await.map_err(|e| classify(&e))
 }
 
 fn get<'a, T: serde::Deserialize<'a>>(row: &'a Row, key: &str) -> Result<T, SinkError> {

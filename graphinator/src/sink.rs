@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use tracing::{info, warn};
 
 use crate::config::Neo4jConfig;
-use crate::connect::{Connector, finds};
+use crate::connect::{Connector, finds, first};
 use crate::errors::{classify, of_one_record};
 use crate::maintenance::{self, Maintenance};
 use crate::prune::{self, Removed};
@@ -124,21 +124,6 @@ impl Neo4jSink {
     async fn run(&self, statement: Query) -> Result<(), SinkError> {
         self.connector.graph()?.run(statement).await.map_err(|e| self.failed(&e))
     }
-
-    /// The same; tells whether it returned anything.
-    async fn returns(&self, statement: Query) -> Result<bool, SinkError> {
-        let graph = self.connector.graph()?;
-        let returned = async {
-            let mut rows = graph.execute(statement).await?;
-            let mut any = false;
-            // The end of the result tells whether it is committed.
-            while rows.next().await?.is_some() {
-                any = true;
-            }
-            Ok(any)
-        };
-        returned.await.map_err(|e: neo4rs::Error| self.failed(&e))
-    }
 }
 
 impl Sink for Neo4jSink {
@@ -216,7 +201,8 @@ impl Sink for Neo4jSink {
         match control {
             Control::FileComplete { .. } => Ok(()),
             Control::ExtractionComplete(run) => {
-                if !self.returns(maintenance::signal(data_type, run)).await? {
+                let taken = first(&self.connector.graph()?, maintenance::signal(data_type, run)).await;
+                if taken.map_err(|e| self.failed(&e))?.is_none() {
                     warn!(
                         data_type = data_type.name(),
                         version = run.version,

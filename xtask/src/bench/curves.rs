@@ -164,7 +164,7 @@ impl<'a> Sweep<'a> {
         Ok(Point::of(x as f64, &drained))
     }
 
-    /// Fixed sizes, and the adaptive mode in its turn among them: it may go from one record to the largest of these.
+    /// Fixed sizes, and the adaptive mode in its turn among them: it may go up to the largest of these.
     async fn batch_sizes(&self) -> Result<(Chart, AgainstFixed), Error> {
         let (mut points, mut adaptive) = (Vec::new(), Vec::new());
         let largest = BATCH_SIZES.into_iter().max().unwrap_or_default();
