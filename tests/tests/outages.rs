@@ -26,15 +26,20 @@ struct Load {
 
 const SMALL: [(&str, &str); 2] = [("POSTGRES_BATCH_SIZE", "20"), ("NEO4J_BATCH_SIZE", "50")];
 
+/// A stage that no other test has beside it, with all servers up: a test that failed may have left one down.
+async fn alone() -> Result<Stage, Error> {
+    services();
+    tokio::task::block_in_place(|| script(&["up"]))?;
+    Stage::with_graph("outage").await
+}
+
 impl Load {
     async fn new(name: &'static str, seed: u64) -> Result<Load, Error> {
         Load::sized(name, seed, 4000).await
     }
 
     async fn sized(name: &'static str, seed: u64, records: usize) -> Result<Load, Error> {
-        services();
-        tokio::task::block_in_place(|| script(&["up"]))?; // a test that failed may have left a server down
-        let stage = Stage::with_graph("outage").await?;
+        let stage = alone().await?;
         stage.declare(name).await?;
         let s = sample::generate(&Spec { seed, records });
         let messages = Messages { artists: s.artists, labels: s.labels, masters: s.masters, releases: s.releases };
@@ -162,9 +167,7 @@ fn artist(id: usize, version: usize) -> Vec<u8> {
 /// The messages come back once, not each time that somebody looks whether it works by now.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_only_certain_rows_show_uses_up_no_deliveries() -> Result<(), Error> {
-    services();
-    tokio::task::block_in_place(|| script(&["up"]))?;
-    let stage = Stage::with_graph("outage").await?; // for itself alone, as every test here
+    let stage = alone().await?;
     let mut worker = stage.start("tableinator", &SHORT_HOLD).await?;
     let postgres = stage.postgres().await?;
     let refused = [(DataType::Artists, "53100"), (DataType::Labels, "42501"), (DataType::Masters, "53100")];
@@ -228,9 +231,7 @@ async fn what_only_certain_rows_show_uses_up_no_deliveries() -> Result<(), Error
 /// Somebody holds a node of the graph for longer than a batch is held.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_locked_for_long_uses_up_no_deliveries() -> Result<(), Error> {
-    services();
-    tokio::task::block_in_place(|| script(&["up"]))?;
-    let stage = Stage::with_graph("outage").await?;
+    let stage = alone().await?;
     let mut worker = stage.start("graphinator", &[SHORT_HOLD[0], ("WRITE_TIMEOUT", "2")]).await?;
     stage.publish(DataType::Artists, (1..=3).map(|id| artist(id, 1))).await?;
     settled(&mut worker, 3).await?;
@@ -253,16 +254,26 @@ async fn a_node_that_is_locked_for_long_uses_up_no_deliveries() -> Result<(), Er
     stage.clean_up().await
 }
 
+/// Waits until two replicas have two queues each.
+async fn share(workers: &mut [Worker]) -> Result<(), Error> {
+    for worker in workers {
+        let shared = |w: &Worker| w.metric("consuming", &[]) == 2.0;
+        worker.until("a consumer of two queues", Duration::from_secs(60), shared).await?;
+    }
+    Ok(())
+}
+
 /// Replicas must not use up the deliveries by turns, one after the other, of what none of them can write.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_only_certain_rows_show_costs_each_replica_one_delivery() -> Result<(), Error> {
-    services();
-    tokio::task::block_in_place(|| script(&["up"]))?;
-    let stage = Stage::with_graph("outage").await?; // for itself alone
-    let mut workers = [stage.start("tableinator", &SHORT_HOLD).await?, stage.start("tableinator", &SHORT_HOLD).await?];
+    let stage = alone().await?;
+    // Each with a log of its own, in which its pauses are counted.
+    let workers = [0, 1].map(|number| stage.spawn_replica("tableinator", number, &SHORT_HOLD));
+    let mut workers = workers.into_iter().collect::<Result<Vec<_>, _>>()?;
+    share(&mut workers).await?;
     let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
                   $$ BEGIN RAISE EXCEPTION 'not this one' USING ERRCODE = '53100'; END $$; \
-                  CREATE TRIGGER refuse BEFORE INSERT ON artists FOR EACH ROW EXECUTE FUNCTION refuse()";
+                  CREATE TRIGGER refuse BEFORE INSERT ON artists FOR EACH ROW WHEN (NEW.data_id = '2') EXECUTE FUNCTION refuse()";
     let postgres = stage.postgres().await?;
     postgres.batch_execute(refuse).await?;
     stage.publish(DataType::Artists, (1..=3).map(|id| artist(id, 1))).await?;
@@ -293,9 +304,7 @@ async fn what_only_certain_rows_show_costs_each_replica_one_delivery() -> Result
 /// A copy of messages that somebody has purged must not hold up those that come after them.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_copy_of_purged_messages_holds_up_nothing() -> Result<(), Error> {
-    services();
-    tokio::task::block_in_place(|| script(&["up"]))?;
-    let stage = Stage::with_graph("outage").await?; // for itself alone
+    let stage = alone().await?;
     let mut worker = stage.start("tableinator", &[SHORT_HOLD[0], ("WRITE_TIMEOUT", "2")]).await?;
     stage.publish(DataType::Artists, (1..=3).map(|id| artist(id, 1))).await?;
     settled(&mut worker, 3).await?;
@@ -360,9 +369,7 @@ async fn a_batch_beyond_neo4j_s_memory_is_halved() -> Result<(), Error> {
 /// A record that alone is more than a transaction may have is its own fault.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_alone_is_beyond_neo4j_s_memory_is_dead_lettered() -> Result<(), Error> {
-    services();
-    tokio::task::block_in_place(|| script(&["up"]))?;
-    let stage = Stage::with_graph("outage").await?;
+    let stage = alone().await?;
     let little = LittleMemory::new()?;
     let mut worker = stage.start("graphinator", &[SHORT_HOLD[0]]).await?;
     let members: Vec<_> = (1..=20_000).map(|id| format!(r#"{{"id":"{id}","name":"member {id}"}}"#)).collect();
@@ -383,9 +390,7 @@ async fn a_record_that_alone_is_beyond_neo4j_s_memory_is_dead_lettered() -> Resu
 /// A batch that takes longer than an attempt may: fewer records are tried at a time until they fit, and nothing goes back.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_takes_too_long_is_divided() -> Result<(), Error> {
-    services();
-    tokio::task::block_in_place(|| script(&["up"]))?;
-    let stage = Stage::with_graph("outage").await?; // for itself alone
+    let stage = alone().await?;
     let settings = [("RABBITMQ_CONSUMER_TIMEOUT", "120"), ("WRITE_TIMEOUT", "2"), ("POSTGRES_BATCH_SIZE", "40")];
     let mut worker = stage.start("tableinator", &settings).await?;
     let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.1); RETURN NEW; END $$;                 CREATE TRIGGER slow BEFORE INSERT ON artists FOR EACH ROW EXECUTE FUNCTION slow()";
@@ -402,20 +407,14 @@ async fn a_batch_that_takes_too_long_is_divided() -> Result<(), Error> {
 /// whoever has a dead letter: acknowledgements must get through, since they are what frees it.
 #[tokio::test(flavor = "multi_thread")]
 async fn queues_are_drained_while_the_broker_has_an_alarm() -> Result<(), Error> {
-    services();
-    tokio::task::block_in_place(|| script(&["up"]))?;
-    let stage = Stage::with_graph("outage").await?; // for itself alone
+    let stage = alone().await?;
     stage.declare("tableinator").await?;
     for t in DataType::ALL {
         stage.publish(t, (1..=2000).map(|id| artist(id, 1))).await?;
     }
     let slowly = [SMALL[0], ("RATE_LIMIT", "150")];
     let mut workers = [stage.start("tableinator", &slowly).await?, stage.start("tableinator", &slowly).await?];
-    // Both have asked by now.
-    for worker in &mut workers {
-        let shared = |w: &Worker| w.metric("consuming", &[]) == 2.0;
-        worker.until("a consumer of two queues", Duration::from_secs(60), shared).await?;
-    }
+    share(&mut workers).await?; // both have asked by now
     let alarm = Alarm::new()?;
     let queues = DataType::ALL.map(|t| stage.topology("tableinator", t).queue);
     let began = Instant::now();
@@ -463,9 +462,7 @@ impl Drop for Alarm {
 
 /// The broker goes away under an extractor in mid-run and comes back; so do the messages that it had not confirmed.
 async fn extract_through(name: &str, outage: &[&[&str]]) -> Result<(), Error> {
-    services();
-    tokio::task::block_in_place(|| script(&["up"]))?;
-    let graph = Stage::with_graph("outage").await?; // for itself alone, as every test here
+    let graph = alone().await?;
     let mut job = Job::new(name, "graphinator,tableinator").await?;
     let expected = job.folder.generate(4000, 28)?;
     // Slow enough to be in its middle when the broker goes. The proxy refuses nobody while the broker is away.
