@@ -82,9 +82,12 @@ fn jsonl(input: &Input, format: Option<Format>, out: &mut impl Write) -> Result<
         bad += 1;
         tell(&text);
     };
+    let mut line = Vec::new();
     each(input, format, told, |mut record| {
-        record.write(out)?;
-        out.write_all(b"\n")
+        line.clear();
+        record.write(&mut line);
+        line.push(b'\n');
+        out.write_all(&line)
     })?;
     Ok(bad)
 }

@@ -1,7 +1,5 @@
 //! From the shape of the XML to the shape of the messages (contract §2.3).
 
-use std::borrow::Cow;
-
 use common::DataType;
 
 use crate::node::{Node, Object};
@@ -90,29 +88,28 @@ fn stripped(node: Node<'_>) -> Node<'_> {
 }
 
 /// The contract's "strip-prefix": `@x` becomes `x`, `#text` becomes `name` unless there is one.
-fn strip(object: Object<'_>) -> Object<'_> {
+fn strip(mut object: Object<'_>) -> Object<'_> {
     if !object.entries().iter().any(|(key, _)| key.starts_with(['@', '#'])) {
         return object;
     }
-    let mut out = Object::default();
-    let mut text = None;
-    // In this order a child wins over an attribute of the same name.
-    for (key, value) in object.into_sorted() {
-        match key {
-            key if key == "#text" => text = Some(value),
-            Cow::Borrowed(key) => out.insert(key.strip_prefix('@').unwrap_or(key), value),
-            Cow::Owned(key) => match key.strip_prefix('@') {
-                Some(name) => out.insert(name.to_owned(), value),
-                None => out.insert(key, value),
-            },
-        }
+    // A child wins over an attribute of the same name.
+    while let Some(attribute) = beaten(&object) {
+        object.remove(&attribute);
     }
-    if let Some(text) = text
-        && out.get("name").is_none()
-    {
-        out.insert("name", text);
+    object.rename(|key| key.strip_prefix('@'));
+    if object.get("name").is_some() {
+        object.remove("#text");
+    } else {
+        object.rename(|key| (key == "#text").then_some("name"));
     }
-    out
+    object
+}
+
+/// An attribute that has the name of a child.
+fn beaten(object: &Object<'_>) -> Option<String> {
+    let child = |name: &str| !name.starts_with('@') && object.get(name).is_some();
+    let mut keys = object.entries().iter().map(|(key, _)| key);
+    keys.find(|key| key.strip_prefix('@').is_some_and(child)).map(|key| key.to_string())
 }
 
 #[cfg(test)]

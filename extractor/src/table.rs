@@ -251,7 +251,7 @@ fn value(cell: &str) -> Option<Node<'_>> {
 pub fn cell(node: &mut Node<'_>) -> String {
     let json = |node: &mut Node<'_>| {
         let mut out = Vec::new();
-        let _ = node.write(&mut out); // a vector takes everything
+        node.write(&mut out);
         String::from_utf8_lossy(&out).into_owned()
     };
     match node {
@@ -259,7 +259,7 @@ pub fn cell(node: &mut Node<'_>) -> String {
         Node::Text(text) if value(text).is_some_and(|read| read == Node::Text(Cow::Borrowed(text))) => text.to_string(),
         Node::Text(text) => {
             let mut out = vec![b'\\'];
-            let _ = string(text, &mut out);
+            string(text, &mut out);
             String::from_utf8_lossy(&out).into_owned()
         }
         Node::Literal(text) => format!("\\{text}"),

@@ -1,6 +1,7 @@
 //! Processor time and memory of processes, from Linux' /proc.
 
 use std::collections::HashMap;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
@@ -11,8 +12,8 @@ use crate::services::script;
 /// Ticks a second of the times in /proc (`USER_HZ`, 100 on every Linux that this runs on).
 const HZ: f64 = 100.0;
 
-/// Seconds of processor time of a process and everything below it, those that ended included.
-pub fn seconds(root: u32) -> f64 {
+/// A process and everything below it, each with its seconds of processor time, those of what ended below it included.
+fn family(root: u32) -> Vec<(u32, f64)> {
     let mut stats: HashMap<u32, (u32, f64)> = HashMap::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
@@ -31,7 +32,27 @@ pub fn seconds(root: u32) -> f64 {
         }
         pid == root
     };
-    stats.iter().filter(|(pid, _)| below(**pid)).map(|(_, (_, ticks))| ticks / HZ).sum()
+    stats.iter().filter(|(pid, _)| below(**pid)).map(|(pid, (_, ticks))| (*pid, ticks / HZ)).collect()
+}
+
+/// Seconds of processor time of a process and everything below it.
+pub fn seconds(root: u32) -> f64 {
+    family(root).iter().map(|(_, seconds)| seconds).sum()
+}
+
+/// Keeps all threads of a process and everything below it, and those that they start, on these cores.
+///
+/// # Errors
+/// Those of `taskset`.
+pub fn pin(root: u32, cores: &str) -> Result<(), Error> {
+    for (pid, _) in family(root) {
+        let args = ["--all-tasks", "--cpu-list", "--pid", cores, &pid.to_string()];
+        let done = Command::new("taskset").args(args).output()?;
+        if !done.status.success() {
+            return Err(String::from_utf8_lossy(&done.stderr).trim().into());
+        }
+    }
+    Ok(())
 }
 
 /// The largest resident memory that a process ever had, in MiB.
