@@ -26,7 +26,8 @@ pub fn verify(input: &Input, stopped: impl Fn() -> bool) -> Result<(), String> {
     let name = input.name();
     let of_line = |line: &str| {
         let (sum, file) = line.split_once(char::is_whitespace)?;
-        (file.trim_start_matches([' ', '*']).trim_end() == name).then(|| sum.to_ascii_lowercase())
+        let file = file.trim_start_matches([' ', '*']).trim_end();
+        (file.strip_prefix("./").unwrap_or(file) == name).then(|| sum.to_ascii_lowercase())
     };
     let Some(expected) = text.lines().find_map(of_line) else { return Ok(()) };
     let failed = |e: std::io::Error| format!("{}: {e}", input.path.display());
@@ -74,6 +75,7 @@ mod tests {
             (Some(format!("{}\td_labels.xml\n", SUM.to_uppercase())), true),
             (Some(format!("{other} xd_labels.xml\n{other} d_labels.xml.gz\n")), true),
             (Some(format!("{other} d_labels.xml\n")), false),
+            (Some(format!("{other}  ./d_labels.xml\n")), false),
             (Some(format!("{other}  d_labels.xml\r\n")), false),
             (Some(" d_labels.xml\n".to_owned()), false),
         ] {

@@ -178,6 +178,10 @@ async fn run(args: RunArgs) -> Result<Exit, String> {
     let mut webhook = Webhook::new(config.webhook.clone(), Arc::clone(&shared));
     webhook.call(); // what an earlier run owes
     for plan in &plans {
+        if exit >= Exit::CantStart {
+            say(&format!("Dump {} waits until those before it are whole.\n", plan.version));
+            continue;
+        }
         let known = shared.state.version(&plan.version);
         if !args.force && known.announced_at.is_some() {
             say(&format!("Dump {} was published before; --force publishes it again.\n", plan.version));
@@ -194,14 +198,21 @@ async fn run(args: RunArgs) -> Result<Exit, String> {
             prepare(&shared, config.management.as_ref(), Duration::from_secs(args.wait)).await?;
             prepared = true;
         }
-        let cant_save = |e| format!("the state can't be saved in {}: {e}", shared.directory.display());
-        match crate::run::version(&shared, plan, args.force, webhook.is_set()).await.map_err(cant_save)? {
-            Done::Before => {
+        if let Some(newer) = shared.state.after(&plan.version) {
+            let version = &plan.version;
+            say(&format!("  warning: dump {newer} was published before; its records are replaced by older ones of {version}\n"));
+        }
+        match crate::run::version(&shared, plan, args.force, webhook.is_set()).await {
+            Err(e) => {
+                say(&format!("extractor: the state can't be saved in {}: {e}\n", shared.directory.display()));
+                exit = Exit::Unfinished;
+            }
+            Ok(Done::Before) => {
                 let version = &plan.version;
                 say(&format!("These files of dump {version} were published before; --force publishes them again.\n"));
                 exit = exit.max(before(version, &known));
             }
-            Done::Now(summary) => {
+            Ok(Done::Now(summary)) => {
                 say(&summary.to_text());
                 exit = exit.max(match (summary.failures.is_empty(), summary.rejected()) {
                     (false, _) => Exit::Unfinished,

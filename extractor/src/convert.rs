@@ -82,12 +82,9 @@ fn jsonl(input: &Input, format: Option<Format>, out: &mut impl Write) -> Result<
         bad += 1;
         tell(&text);
     };
-    let mut line = Vec::new();
     each(input, format, told, |mut record| {
-        line.clear();
-        record.write(&mut line);
-        line.push(b'\n');
-        out.write_all(&line)
+        record.write(out)?;
+        out.write_all(b"\n")
     })?;
     Ok(bad)
 }

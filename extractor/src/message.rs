@@ -1,5 +1,6 @@
 //! Message bodies, exactly as the contract has them (§2.1–2.6).
 
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -57,9 +58,9 @@ impl Encoder {
         let hash = hash.unwrap_or_else(|| hex(&Sha256::digest(json)));
         let mut body = Vec::with_capacity(json.len() + id.len() + 110);
         body.extend_from_slice(br#"{"type":"data","id":"#);
-        string(&id, &mut body);
+        let _ = string(&id, &mut body); // a vector takes everything
         body.extend_from_slice(br#","sha256":"#);
-        string(&hash, &mut body);
+        let _ = string(&hash, &mut body);
         body.push(b',');
         body.extend_from_slice(&json[1..]); // it has an id, so that something follows
         Outcome::Message(body)
@@ -71,14 +72,14 @@ impl Encoder {
     /// What becomes of the record if it is too large.
     pub fn json(&mut self, record: &mut Object<'_>) -> Result<&[u8], Outcome> {
         self.json.clear();
-        record.write(&mut self.json);
-        if self.json.len() <= MAX_RECORD {
-            return Ok(&self.json);
+        match record.write(&mut Bounded { bytes: &mut self.json, most: MAX_RECORD }) {
+            Ok(()) => Ok(&self.json),
+            Err(_) => {
+                // A character that JSON escapes becomes up to six.
+                let detail = format!("it has more than {MAX_RECORD} bytes as JSON");
+                Err(Outcome::Unusable { reason: "record_too_large", detail, excerpt: Bad::excerpt(&self.json) })
+            }
         }
-        // A character that JSON escapes becomes up to six. Not kept: the next one is smaller.
-        let json = std::mem::take(&mut self.json);
-        let detail = format!("it has more than {MAX_RECORD} bytes as JSON");
-        Err(Outcome::Unusable { reason: "record_too_large", detail, excerpt: Bad::excerpt(&json) })
     }
 
     /// The record as it is hashed and published.
@@ -133,8 +134,37 @@ pub struct Canonical<'a> {
 
 fn unusable(reason: &'static str, detail: String, mut record: Object<'_>) -> Outcome {
     let mut json = Vec::new();
-    record.write(&mut json);
+    // More than its beginning is not needed.
+    let _ = record.write(&mut Bounded { bytes: &mut json, most: Bad::EXCERPT });
     Outcome::Unusable { reason, detail, excerpt: Bad::excerpt(&json) }
+}
+
+/// Takes as many bytes as `bytes` may have, and refuses what follows.
+struct Bounded<'a> {
+    bytes: &'a mut Vec<u8>,
+    most: usize,
+}
+
+impl Write for Bounded<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(self.most - self.bytes.len());
+        self.bytes.extend_from_slice(&bytes[..taken]);
+        Ok(taken)
+    }
+
+    // The usual case first, and without a loop: most of what is written is a comma or a quotation mark.
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if bytes.len() <= self.most - self.bytes.len() {
+            self.bytes.extend_from_slice(bytes);
+            return Ok(());
+        }
+        self.write(bytes)?;
+        Err(io::ErrorKind::WriteZero.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Whether a text looks like a hash of the contract (§2.2).

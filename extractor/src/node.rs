@@ -1,6 +1,7 @@
 //! A record as a tree: what XML, JSONL and CSV are read into, and what becomes the canonical JSON of the contract (§2.4).
 
 use std::borrow::Cow;
+use std::io::{self, Write};
 
 /// Deepest nesting that is taken. The workers' JSON parsers stop at 128.
 pub const MAX_DEPTH: usize = 100;
@@ -107,19 +108,22 @@ impl<'a> Object<'a> {
         self.0.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
     }
 
-    /// Appends the canonical JSON: keys ascending by their bytes, no blanks.
-    pub fn write(&mut self, out: &mut Vec<u8>) {
+    /// Writes the canonical JSON: keys ascending by their bytes, no blanks.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn write(&mut self, out: &mut impl Write) -> io::Result<()> {
         self.sort();
-        out.push(b'{');
+        out.write_all(b"{")?;
         for (i, (key, value)) in self.0.iter_mut().enumerate() {
             if i > 0 {
-                out.push(b',');
+                out.write_all(b",")?;
             }
-            string(key, out);
-            out.push(b':');
-            value.write(out);
+            string(key, out)?;
+            out.write_all(b":")?;
+            value.write(out)?;
         }
-        out.push(b'}');
+        out.write_all(b"}")
     }
 }
 
@@ -132,21 +136,24 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Appends the canonical JSON.
-    pub fn write(&mut self, out: &mut Vec<u8>) {
+    /// Writes the canonical JSON.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn write(&mut self, out: &mut impl Write) -> io::Result<()> {
         match self {
-            Node::Null => out.extend_from_slice(b"null"),
+            Node::Null => out.write_all(b"null"),
             Node::Text(text) => string(text, out),
-            Node::Literal(text) => out.extend_from_slice(text.as_bytes()),
+            Node::Literal(text) => out.write_all(text.as_bytes()),
             Node::List(items) => {
-                out.push(b'[');
+                out.write_all(b"[")?;
                 for (i, item) in items.iter_mut().enumerate() {
                     if i > 0 {
-                        out.push(b',');
+                        out.write_all(b",")?;
                     }
-                    item.write(out);
+                    item.write(out)?;
                 }
-                out.push(b']');
+                out.write_all(b"]")
             }
             Node::Object(object) => object.write(out),
         }
@@ -158,16 +165,17 @@ fn is_same(a: &str, b: &str) -> bool {
     a.len() == b.len() && a.as_bytes().first() == b.as_bytes().first() && a == b
 }
 
-/// Appends a JSON string: serde_json's escapes are those of the contract (§2.4).
-pub fn string(text: &str, out: &mut Vec<u8>) {
+/// Writes a JSON string: serde_json's escapes are those of the contract (§2.4).
+///
+/// # Errors
+/// Those of `out`.
+pub fn string(text: &str, out: &mut impl Write) -> io::Result<()> {
     // All of it is looked at, without a way out on the first hit, so that sixteen bytes are compared at a time.
     let escaped = text.bytes().fold(false, |found, b| found | (b < b' ') | (b == b'"') | (b == b'\\'));
     if escaped {
-        let _ = serde_json::to_writer(out, text); // a vector takes everything, and a text can always be written
-        return;
+        return serde_json::to_writer(out, text).map_err(io::Error::from);
     }
-    out.reserve(text.len() + 2);
-    out.push(b'"');
-    out.extend_from_slice(text.as_bytes());
-    out.push(b'"');
+    out.write_all(b"\"")?;
+    out.write_all(text.as_bytes())?;
+    out.write_all(b"\"")
 }

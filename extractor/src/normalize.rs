@@ -1,5 +1,7 @@
 //! From the shape of the XML to the shape of the messages (contract §2.3).
 
+use std::borrow::Cow;
+
 use common::DataType;
 
 use crate::node::{Node, Object};
@@ -93,7 +95,10 @@ fn strip(mut object: Object<'_>) -> Object<'_> {
         return object;
     }
     // A child wins over an attribute of the same name.
-    while let Some(attribute) = beaten(&object) {
+    let child = |name: &str| !name.starts_with('@') && object.get(name).is_some();
+    let beaten = |(key, _): &&(Cow<'_, str>, Node<'_>)| key.strip_prefix('@').is_some_and(child);
+    let beaten: Vec<String> = object.entries().iter().filter(beaten).map(|(key, _)| key.to_string()).collect();
+    for attribute in beaten {
         object.remove(&attribute);
     }
     object.rename(|key| key.strip_prefix('@'));
@@ -103,13 +108,6 @@ fn strip(mut object: Object<'_>) -> Object<'_> {
         object.rename(|key| (key == "#text").then_some("name"));
     }
     object
-}
-
-/// An attribute that has the name of a child.
-fn beaten(object: &Object<'_>) -> Option<String> {
-    let child = |name: &str| !name.starts_with('@') && object.get(name).is_some();
-    let mut keys = object.entries().iter().map(|(key, _)| key);
-    keys.find(|key| key.strip_prefix('@').is_some_and(child)).map(|key| key.to_string())
 }
 
 #[cfg(test)]

@@ -50,7 +50,14 @@ impl Rejects {
                     kept.push(b'\n');
                 }
             }
-            if kept.is_empty() { fs::remove_file(&path)? } else { fs::write(&path, kept)? }
+            if kept.is_empty() {
+                fs::remove_file(&path)?;
+            } else {
+                // In one step: what is lost here is never noted again.
+                let temporary = path.with_extension("jsonl.new");
+                fs::write(&temporary, kept)?;
+                fs::rename(temporary, &path)?;
+            }
         }
         Ok(Rejects { path, name: input.name(), file: None })
     }

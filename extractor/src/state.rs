@@ -144,6 +144,13 @@ impl State {
             .map(|(v, state)| (v.clone(), state.complete(Mark::records)))
     }
 
+    /// The newest announced version after this one.
+    pub fn after(&self, version: &str) -> Option<String> {
+        let contents = self.lock();
+        let mut newest = contents.versions.iter().rev().filter(|(_, state)| state.announced_at.is_some());
+        newest.next().map(|(v, _)| v.clone()).filter(|v| v.as_str() > version)
+    }
+
     /// Notes that a version is worked on: the first time, or anew if it is `forced`.
     pub fn start(&self, version: &str, forced: bool) {
         let mut contents = self.lock();

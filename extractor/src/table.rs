@@ -42,6 +42,8 @@ struct Row {
     cells: usize,
     /// Whether it has more bytes than it may have. Then only its beginning and its end were looked at.
     too_large: bool,
+    /// Whether it ends with the file, without the end of a line.
+    cut_off: bool,
 }
 
 impl Row {
@@ -106,6 +108,10 @@ impl<R: Read> CsvReader<R> {
                 format!("it has more than {} bytes: is a quote not closed?", self.max_record),
             );
         }
+        if self.row.cut_off && self.row.cells < self.header.len() {
+            let missing = format!("the end of the row that begins in line {}", self.row.begin.line);
+            return Err(ReadError::Truncated { missing });
+        }
         if self.row.cells != self.header.len() {
             let detail = format!("{} cells, but the header has {}", self.row.cells, self.header.len());
             return bad("malformed_csv", detail);
@@ -157,7 +163,7 @@ impl<R: Read> CsvReader<R> {
     fn read(&mut self) -> Result<bool, ReadError> {
         self.skip_line_ends(u64::MAX)?;
         let row = &mut self.row;
-        (row.begin, row.cells, row.too_large) = (self.place, 0, false);
+        (row.begin, row.cells, row.too_large, row.cut_off) = (self.place, 0, false, false);
         row.excerpt.clear();
         let most = if self.header.is_empty() { MAX_COLUMNS } else { self.header.len() };
         let (mut bytes, mut ends) = (0, 0);
@@ -181,6 +187,7 @@ impl<R: Read> CsvReader<R> {
                 self.source.consume(read);
             }
             row.cells += ended;
+            row.cut_off = at_end;
             (bytes, ends) = (bytes + written, ends + ended);
             row.too_large |= self.place.offset - row.begin.offset > self.max_record as u64 + 2; // with the line's end
             match result {
@@ -251,7 +258,7 @@ fn value(cell: &str) -> Option<Node<'_>> {
 pub fn cell(node: &mut Node<'_>) -> String {
     let json = |node: &mut Node<'_>| {
         let mut out = Vec::new();
-        node.write(&mut out);
+        let _ = node.write(&mut out); // a vector takes everything
         String::from_utf8_lossy(&out).into_owned()
     };
     match node {
@@ -259,7 +266,7 @@ pub fn cell(node: &mut Node<'_>) -> String {
         Node::Text(text) if value(text).is_some_and(|read| read == Node::Text(Cow::Borrowed(text))) => text.to_string(),
         Node::Text(text) => {
             let mut out = vec![b'\\'];
-            string(text, &mut out);
+            let _ = string(text, &mut out);
             String::from_utf8_lossy(&out).into_owned()
         }
         Node::Literal(text) => format!("\\{text}"),

@@ -67,7 +67,7 @@ impl Read for Trickle<'_> {
 /// A record's canonical JSON.
 pub fn json(mut record: Object<'_>) -> String {
     let mut out = Vec::new();
-    record.write(&mut out);
+    record.write(&mut out).unwrap();
     String::from_utf8(out).unwrap()
 }
 

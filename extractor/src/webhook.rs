@@ -93,10 +93,12 @@ async fn post(url: String, event: String) -> Result<(), String> {
 }
 
 fn post_once(url: &str, body: &str) -> Result<(), String> {
-    let request =
-        common::http::client(TIMEOUT, RootCerts::PlatformVerifier).post(url).header("content-type", "application/json");
-    match request.send(body) {
-        Ok(_) => Ok(()),
+    let client = common::http::client(TIMEOUT, RootCerts::PlatformVerifier);
+    let request = client.post(url).header("content-type", "application/json");
+    // Redirected, a POST becomes a GET without a body, or is not sent again.
+    match request.config().max_redirects(0).build().send(body) {
+        Ok(answer) if answer.status().is_success() => Ok(()),
+        Ok(answer) => Err(format!("it answered with status {}", answer.status().as_u16())),
         Err(ureq::Error::StatusCode(code)) => Err(format!("it answered with status {code}")),
         Err(e) => Err(e.to_string()),
     }

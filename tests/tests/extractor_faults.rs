@@ -447,6 +447,42 @@ async fn a_file_that_is_cut_off_is_published_up_to_there_and_not_called_complete
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_dump_that_is_not_whole_holds_up_the_next_one() -> Result<(), Error> {
+    let job = Job::new("holdup", ONE).await?;
+    let spec = Spec { seed: 42, records: 100, month: 1, changed: 0.1, removed: 0.0 };
+    let first = job.folder.generate_month(&spec, MONTH)?;
+    let second = job.folder.generate_month(&Spec { month: 2, ..spec }, "20260201")?;
+    let damaged = job.folder.file(DataType::Releases, "xml.gz");
+    let whole = fs::read(&damaged)?;
+    fs::write(&damaged, &whole[..whole.len() / 2])?;
+    let names = ["20260201", MONTH].map(|date| DataType::ALL.map(|t| format!("discogs_{date}_{t}.xml.gz")));
+    let files: Vec<String> =
+        names.iter().flatten().map(|name| text(job.folder.path.join(name))).collect();
+    let mut args = vec!["run", "--expect-queues", ONE];
+    args.extend(files.iter().map(String::as_str));
+
+    job.run_with(&args).await?.with(3).saying(&["Dump 20260201 waits until those before it are whole"]);
+    for t in [DataType::Artists, DataType::Labels, DataType::Masters] {
+        let taken = job.take(ONE, t).await?;
+        taken.assert_data(t.name(), &first[t.index()]);
+        assert_eq!(taken.ending()?, ["file_complete"], "{t}");
+    }
+    let state = fs::read_to_string(job.folder.path.join(".extractor/state.json"))?;
+    assert!(!state.contains("20260201"), "it was not begun: {state}");
+
+    fs::write(&damaged, whole)?;
+    job.run_with(&args).await?.with(0).saying(&["against 20260101"]);
+    for t in [DataType::Artists, DataType::Labels, DataType::Masters] {
+        let taken = job.take(ONE, t).await?;
+        taken.assert_data(t.name(), &second[t.index()]);
+        let controls = taken.controls()?;
+        let controls: Vec<_> = controls.iter().map(|c| c["version"].as_str().unwrap_or("file_complete")).collect();
+        assert_eq!(controls, [MONTH, "file_complete", "20260201"], "{t}");
+    }
+    job.stage.clean_up().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_file_is_never_complete() -> Result<(), Error> {
     let job = Job::new("damaged", ONE).await?;
     let expected = job.folder.generate(1500, 42)?;

@@ -115,6 +115,18 @@ fn a_row_with_too_few_or_too_many_cells_is_bad() {
 }
 
 #[test]
+fn a_last_row_that_lacks_cells_and_the_end_of_its_line_was_cut_off() {
+    for text in ["id,a\n1,x\n2", "id,a\n1,x\n\"2\"", "a,b,id\r\nx,y,1\r\nz,"] {
+        let (all, end) = read(&mut CsvReader::new(text.as_bytes(), MAX));
+        assert_eq!(all.len(), 1, "{text}");
+        assert!(end.is_err_and(|e| e.contains("the end of the row that begins in line 3")), "{text}");
+    }
+    for text in ["id,a\n1,x\n2,y", "id,a\n1,x\n2\n", "id,a\n1,x\n2,y,z"] {
+        assert_eq!(whole(text).len(), 2, "{text}");
+    }
+}
+
+#[test]
 fn the_header_must_have_an_id() {
     for (text, found) in [
         ("".to_owned(), "the file is empty"),
