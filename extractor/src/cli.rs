@@ -200,7 +200,9 @@ async fn run(args: RunArgs) -> Result<Exit, String> {
         }
         if let Some(newer) = shared.state.after(&plan.version) {
             let version = &plan.version;
-            say(&format!("  warning: dump {newer} was published before; its records are replaced by older ones of {version}\n"));
+            say(&format!(
+                "  warning: dump {newer} was published before; its records are replaced by older ones of {version}\n"
+            ));
         }
         match crate::run::version(&shared, plan, args.force, webhook.is_set()).await {
             Err(e) => {

@@ -19,7 +19,7 @@ use crate::errors::{classify, of_one_record};
 use crate::maintenance::{self, Maintenance};
 use crate::prune::{self, Removed};
 use crate::record::{self, Payload};
-use crate::statements::Edge;
+use crate::statements::{Edge, Look};
 use crate::{schema, statements, sweep};
 
 /// Longest wait for one statement of the maintenance: statistics of the largest genre read millions of releases.
@@ -143,9 +143,8 @@ impl Sink for Neo4jSink {
         }
         // The very statements of a write, on nothing: what this server or user can't do is found before records are fetched.
         let prune = prune::statement(data_type, &[]);
-        for statement in
-            [statements::check(data_type, &[], false, None), prune, statements::write(data_type, &[], Edge::Merge)]
-        {
+        let [free, locked] = [Look::Free, Look::Locked].map(|look| statements::check(data_type, &[], look));
+        for statement in [free, locked, prune, statements::write(data_type, &[], Edge::Merge)] {
             graph.run(statement).await.map_err(|e| self.failed(&e))?;
         }
         Ok(())
@@ -243,7 +242,7 @@ impl Drop for Unfinished<'_> {
 /// Positions of records that the graph has, as [`statements::check`] returns them.
 #[derive(Default, serde::Deserialize)]
 struct Found {
-    mine: bool,
+    closed: bool,
     unchanged: HashSet<usize>,
     changed: HashSet<usize>,
     bare: HashSet<usize>,
@@ -260,6 +259,20 @@ struct Written<'a> {
     fresh: bool,
 }
 
+async fn compare(
+    transaction: &mut Txn,
+    data_type: DataType,
+    batch: &[&Record<Payload>],
+    look: Look,
+) -> Result<Found, neo4rs::Error> {
+    let mut rows = transaction.execute(statements::check(data_type, batch, look)).await?;
+    let mut found = Found::default(); // without a row none of them is there
+    while let Some(row) = rows.next(&mut *transaction).await? {
+        found = row.to()?;
+    }
+    Ok(found)
+}
+
 /// The statements of one batch; `None` if the queue was claimed by somebody else, and nothing is to be committed.
 async fn write<'a>(
     transaction: &mut Txn,
@@ -270,16 +283,17 @@ async fn write<'a>(
     phases: &mut Phases,
 ) -> Result<Option<Written<'a>>, neo4rs::Error> {
     phases.begin();
-    let mut rows = transaction.execute(statements::check(data_type, batch, again, claim)).await?;
-    // Without a row none of them is there, and the last look at the claim decides.
-    let mut found = Found { mine: true, ..Found::default() };
-    while let Some(row) = rows.next(&mut *transaction).await? {
-        found = row.to()?;
-    }
-    let Found { mine, unchanged, changed, bare } = found;
-    if !mine {
+    if let Some(claim) = claim
+        && !finds(transaction, statements::note_seen(data_type, batch, claim)).await?
+    {
         return Ok(None);
     }
+    // What was delivered before may be in the hands of a replica that has lost its turn and is about to commit.
+    let mut found = compare(transaction, data_type, batch, if again { Look::Locked } else { Look::Free }).await?;
+    if found.closed && !again {
+        found = compare(transaction, data_type, batch, Look::Locked).await?;
+    }
+    let Found { unchanged, changed, bare, .. } = found;
     phases.end("check");
     let report = WriteReport {
         unchanged: unchanged.len(),

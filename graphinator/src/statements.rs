@@ -19,32 +19,47 @@ use crate::roles;
 /// Where Discogs' API has an artist (contract §5.2).
 const ARTIST_URL: &str = "https://api.discogs.com/artists/";
 
+/// Notes that these records were seen, if the `claim` is still there; a row says so. A replica that was frozen must not say that it
+/// sees now, in the next run perhaps, what it got in an earlier one.
+pub fn note_seen(data_type: DataType, records: &[&Record<Payload>], claim: &Claim) -> Query {
+    query(
+        "MATCH (o:IngestOwner {queue: $queue}) WHERE o.owner = $owner \
+         CREATE (:IngestSeen {type: $type, at: timestamp(), ids: $ids}) RETURN true AS mine",
+    )
+    .param("type", data_type.name())
+    .param("queue", claim.queue.as_str())
+    .param("owner", claim.owner.as_str())
+    .param("ids", list(records.iter().map(|r| r.id.as_str())))
+}
+
+/// How records are compared with what is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// Without a lock.
+    Free,
+    /// Each node is locked first, and so is each id that has none: whoever is about to commit it is waited for.
+    Locked,
+}
+
 /// Compares hashes on the server. Returns the positions of records that are there with the same hash (`unchanged`), of
 /// those there with another one (`changed`), whose edges must be pruned, and of nodes that have no hash but edges that only
-/// such a record has (`bare`). An empty hash is never equal (contract, D.3). Without any of them there is no row.
+/// such a record has (`bare`). An empty hash is never equal (contract, D.3). Also whether the [gate](crate::gate) is `closed`.
+/// Without any of them there is no row.
 ///
-/// Notes on the way that all of them were seen, if the `claim` is still there (`mine`): a replica that was frozen must not say that it
-/// sees now, in the next run perhaps, what it got in an earlier one.
-///
-/// What was delivered before (`again`) may be in the hands of a replica that has lost its turn and is about to commit. Its nodes are
-/// locked first, which waits for that; likewise while the [gate](crate::gate) is closed.
-pub fn check(data_type: DataType, records: &[&Record<Payload>], again: bool, claim: Option<&Claim>) -> Query {
+/// Nothing in it writes, unless it is to lock: Neo4j locks every id that a *writing* statement looks up by a unique index until the
+/// transaction ends, and exclusively those that it does not find. Two writers would wait for each other for half of a first load.
+pub fn check(data_type: DataType, records: &[&Record<Payload>], look: Look) -> Query {
     let label = label(data_type);
+    let lock = if look == Look::Locked { "SET n._v = n._v" } else { "" };
     query(&format!(
-        "OPTIONAL MATCH (o:IngestOwner {{queue: $queue}}) WITH $owner IS NULL OR coalesce(o.owner = $owner, false) AS mine \
-         FOREACH (_ IN CASE WHEN mine AND size($ids) > 0 THEN [1] ELSE [] END | CREATE (:IngestSeen {{type: $type, at: timestamp(), ids: $ids}})) \
-         WITH mine OPTIONAL MATCH (g:IngestGate {{type: $type}}) WITH mine, $again OR g IS NOT NULL AS lock \
+        "OPTIONAL MATCH (g:IngestGate {{type: $type}}) WITH g IS NOT NULL AS closed \
          UNWIND range(0, size($ids) - 1) AS i \
-         MATCH (n:{label} {{id: $ids[i]}}) USING INDEX SEEK n:{label}(id) \
-         FOREACH (_ IN CASE WHEN lock THEN [1] ELSE [] END | SET n._v = n._v) \
-         WITH mine, i, n, CASE WHEN n.sha256 IS NULL THEN 0 WHEN n.sha256 = $hashes[i] AND $hashes[i] <> '' THEN 1 ELSE 2 END AS is \
-         RETURN mine, collect(CASE WHEN is = 1 THEN i END) AS unchanged, collect(CASE WHEN is = 2 THEN i END) AS changed, \
+         MATCH (n:{label} {{id: $ids[i]}}) USING INDEX SEEK n:{label}(id) {lock} \
+         WITH closed, i, n, CASE WHEN n.sha256 IS NULL THEN 0 WHEN n.sha256 = $hashes[i] AND $hashes[i] <> '' THEN 1 ELSE 2 END AS is \
+         RETURN closed, collect(CASE WHEN is = 1 THEN i END) AS unchanged, collect(CASE WHEN is = 2 THEN i END) AS changed, \
          collect(CASE WHEN is = 0 AND (EXISTS {{ (n)-[:BY|IS|ON|DERIVED_FROM]->() }} OR EXISTS {{ (n)<-[:CREDITED_ON]-() }}) THEN i END) AS bare"
     ))
     .param("type", data_type.name())
-    .param("again", again)
-    .param("queue", claim.map(|c| c.queue.as_str()))
-    .param("owner", claim.map(|c| c.owner.as_str()))
     .param("ids", list(records.iter().map(|r| r.id.as_str())))
     .param("hashes", list(records.iter().map(|r| r.hash.as_str())))
 }

@@ -456,8 +456,7 @@ async fn a_dump_that_is_not_whole_holds_up_the_next_one() -> Result<(), Error> {
     let whole = fs::read(&damaged)?;
     fs::write(&damaged, &whole[..whole.len() / 2])?;
     let names = ["20260201", MONTH].map(|date| DataType::ALL.map(|t| format!("discogs_{date}_{t}.xml.gz")));
-    let files: Vec<String> =
-        names.iter().flatten().map(|name| text(job.folder.path.join(name))).collect();
+    let files: Vec<String> = names.iter().flatten().map(|name| text(job.folder.path.join(name))).collect();
     let mut args = vec!["run", "--expect-queues", ONE];
     args.extend(files.iter().map(String::as_str));
 
