@@ -101,7 +101,7 @@ impl Neo4jSink {
         let linkable = statements::artist_ids(if again { batch } else { &rest });
         if !linkable.is_empty() {
             phases.begin();
-            self.run(statements::link(linkable)).await?;
+            self.link(linkable).await?;
             phases.end("link");
         }
         if !removed.is_empty() {
@@ -110,6 +110,20 @@ impl Neo4jSink {
             phases.end("sweep");
         }
         Ok(report)
+    }
+
+    async fn link(&self, artists: Vec<String>) -> Result<(), SinkError> {
+        let graph = self.connector.graph()?;
+        let awaited = async {
+            let mut rows = graph.execute(statements::awaited(artists)).await?;
+            let mut awaited = Vec::new();
+            while let Some(row) = rows.next().await? {
+                awaited.push(row.get("id")?);
+            }
+            Ok(awaited)
+        };
+        let awaited: Vec<String> = awaited.await.map_err(|e: neo4rs::Error| self.failed(&e))?;
+        if awaited.is_empty() { Ok(()) } else { self.run(statements::link(awaited)).await }
     }
 
     /// What fails here is still noted, and done by the maintenance.

@@ -250,11 +250,22 @@ pub fn write(data_type: DataType, records: &[&Record<Payload>], edge: Edge) -> Q
     edges.parameters(data_type, query(&text).param("rows", list(rows)))
 }
 
-/// Makes the SAME_AS edges that were waiting for one of these artists. The first line costs nothing when none waits.
-pub fn link(artists: Vec<String>) -> Query {
+/// Which of these artists a SAME_AS edge is waiting for. Only reads, and so locks nothing; the first line costs nothing when none waits.
+pub fn awaited(artists: Vec<String>) -> Query {
     query(
         "MATCH (w:IngestPendingLink) WITH count(w) AS waiting WHERE waiting > 0 \
          UNWIND $artists AS id \
+         MATCH (a:Artist {id: id}) USING INDEX SEEK a:Artist(id) \
+         MATCH (w:IngestPendingLink {artist: id}) USING INDEX SEEK w:IngestPendingLink(artist) \
+         RETURN DISTINCT id",
+    )
+    .param("artists", artists)
+}
+
+/// Makes the SAME_AS edges that were waiting for one of these artists.
+pub fn link(artists: Vec<String>) -> Query {
+    query(
+        "UNWIND $artists AS id \
          MATCH (a:Artist {id: id}) USING INDEX SEEK a:Artist(id) WITH a \
          MATCH (w:IngestPendingLink {artist: a.id}) USING INDEX SEEK w:IngestPendingLink(artist) \
          MATCH (o:Person {name: w.person}) USING INDEX SEEK o:Person(name) \
