@@ -78,10 +78,6 @@ impl Neo4jSink {
             return Err(SinkError::new(Class::Conflict, "not_fresh", "a record came into being while it was written"));
         }
         let Some(claim) = claim else {
-            let linkable = statements::artist_ids(batch);
-            if !linkable.is_empty() {
-                transaction.run(statements::link(linkable)).await.map_err(|e| self.failed(&e))?;
-            }
             transaction.rollback().await.map_err(|e| self.failed(&e))?;
             return Ok(report);
         };
@@ -96,7 +92,7 @@ impl Neo4jSink {
         phases.begin();
         transaction.commit().await.map_err(|e| self.failed(&e))?;
         phases.end("commit");
-        // After the commit, so that this batch and one that runs beside it can't both miss the other: whichever commits
+        // Once more after the commit, so that this batch and one that runs beside it can't both miss the other: whichever commits
         // last sees the other's artists or waiting credits here. What was written before may lack this step.
         let linkable = statements::artist_ids(if again { batch } else { &rest });
         if !linkable.is_empty() {
@@ -113,17 +109,14 @@ impl Neo4jSink {
     }
 
     async fn link(&self, artists: Vec<String>) -> Result<(), SinkError> {
-        let graph = self.connector.graph()?;
-        let awaited = async {
-            let mut rows = graph.execute(statements::awaited(artists)).await?;
-            let mut awaited = Vec::new();
-            while let Some(row) = rows.next().await? {
-                awaited.push(row.get("id")?);
-            }
-            Ok(awaited)
-        };
-        let awaited: Vec<String> = awaited.await.map_err(|e: neo4rs::Error| self.failed(&e))?;
-        if awaited.is_empty() { Ok(()) } else { self.run(statements::link(awaited)).await }
+        let awaited = first(&self.connector.graph()?, statements::awaited(artists)).await;
+        match awaited
+            .and_then(|row| row.map_or(Ok(Vec::new()), |row| Ok(row.get("ids")?)))
+            .map_err(|e| self.failed(&e))?
+        {
+            awaited if awaited.is_empty() => Ok(()),
+            awaited => self.run(statements::link(awaited)).await,
+        }
     }
 
     /// What fails here is still noted, and done by the maintenance.
@@ -348,6 +341,19 @@ async fn write<'a>(
     let rest = at(&|i| !unchanged.contains(&i));
     if !rest.is_empty() {
         phases.end("merge");
+    }
+    let made = statements::made_artists(&rest);
+    if !made.is_empty() {
+        phases.begin();
+        let mut rows = transaction.execute(statements::awaited(made)).await?;
+        let mut awaited: Vec<String> = Vec::new();
+        while let Some(row) = rows.next(&mut *transaction).await? {
+            awaited = row.get("ids")?;
+        }
+        if !awaited.is_empty() {
+            transaction.run(statements::link(awaited)).await?;
+        }
+        phases.end("link");
     }
     Ok(Some(Written { report, rest, removed, fresh }))
 }

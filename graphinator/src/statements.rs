@@ -257,7 +257,7 @@ pub fn awaited(artists: Vec<String>) -> Query {
          UNWIND $artists AS id \
          MATCH (a:Artist {id: id}) USING INDEX SEEK a:Artist(id) \
          MATCH (w:IngestPendingLink {artist: id}) USING INDEX SEEK w:IngestPendingLink(artist) \
-         RETURN DISTINCT id",
+         RETURN collect(DISTINCT id) AS ids",
     )
     .param("artists", artists)
 }
@@ -274,26 +274,38 @@ pub fn link(artists: Vec<String>) -> Query {
     .param("artists", artists)
 }
 
-/// The ids of all artists that these records make exist or are waiting for, sorted.
-pub fn artist_ids(records: &[&Record<Payload>]) -> Vec<String> {
-    let mut ids: Vec<String> = Vec::new();
+/// The ids of all artists that these records make exist, sorted.
+pub fn made_artists(records: &[&Record<Payload>]) -> Vec<String> {
+    let mut ids: Vec<&String> = Vec::new();
     for record in records {
         match &record.payload {
             Payload::Artist(artist) => {
-                ids.push(record.id.clone());
-                ids.extend([&artist.members, &artist.groups, &artist.aliases].into_iter().flatten().cloned());
+                ids.push(&record.id);
+                ids.extend([&artist.members, &artist.groups, &artist.aliases].into_iter().flatten());
             }
             Payload::Label(_) => {}
-            Payload::Master(work) => ids.extend(work.artists.iter().cloned()),
-            Payload::Release(work, edition) => {
-                ids.extend(work.artists.iter().cloned());
-                ids.extend(edition.credits.iter().filter_map(|c| c.artist.clone()));
-            }
+            Payload::Master(work) | Payload::Release(work, _) => ids.extend(&work.artists),
         }
     }
+    sorted(ids)
+}
+
+/// The ids of all artists that these records make exist or are waiting for, sorted.
+pub fn artist_ids(records: &[&Record<Payload>]) -> Vec<String> {
+    let made = made_artists(records);
+    let mut ids: Vec<&String> = made.iter().collect();
+    for record in records {
+        if let Payload::Release(_, edition) = &record.payload {
+            ids.extend(edition.credits.iter().filter_map(|c| c.artist.as_ref()));
+        }
+    }
+    sorted(ids)
+}
+
+fn sorted(mut ids: Vec<&String>) -> Vec<String> {
     ids.sort_unstable();
     ids.dedup();
-    ids
+    ids.into_iter().cloned().collect()
 }
 
 /// Positions of records by the target that they have an edge to.
