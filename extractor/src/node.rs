@@ -86,7 +86,8 @@ impl<'a> Object<'a> {
         for (key, _) in &mut self.0 {
             match key {
                 Cow::Borrowed(name) => {
-                    if let Some(new) = rename(*name) {
+                    let old: &'a str = name;
+                    if let Some(new) = rename(old) {
                         *name = new;
                     }
                 }
