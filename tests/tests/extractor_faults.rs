@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 
 use common::DataType;
+use extractor::generate::Spec;
 use extractor::rejects::Reject;
 use flate2::Compression;
 use flate2::read::GzDecoder;
