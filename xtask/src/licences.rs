@@ -42,6 +42,7 @@ impl Policy {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let members: BTreeSet<String> =
             metadata["workspace_members"].as_array().into_iter().flatten().map(text).collect();
+        let vendor = format!("{}/vendor/", text(&metadata["workspace_root"]));
         let mut problems = BTreeSet::new();
         let mut versions: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         let packages: Vec<&Value> = metadata["packages"].as_array().into_iter().flatten().collect();
@@ -57,7 +58,9 @@ impl Policy {
             if members.contains(&text(&package["id"])) {
                 continue;
             }
-            if !self.known(&text(&package["source"])) {
+            // What is patched is kept here (vendor/README.md).
+            let vendored = package["source"].is_null() && text(&package["manifest_path"]).starts_with(&vendor);
+            if !vendored && !self.known(&text(&package["source"])) {
                 problems.insert(format!("{name} {version} comes from {}", package["source"]));
             }
             match package["license"].as_str() {
@@ -232,7 +235,10 @@ mod tests {
     #[test]
     fn whatever_is_wrong_is_told() {
         let package = |name: &str, version: &str, source: Value, license: Value| json!({"id": format!("{name} {version}"), "name": name, "version": version, "source": source, "license": license});
-        let metadata = json!({"workspace_members": ["own 1"], "packages": [
+        let mut vendored = package("ours", "1", Value::Null, json!("MIT"));
+        vendored["manifest_path"] = json!("/root/vendor/ours/Cargo.toml");
+        let metadata = json!({"workspace_root": "/root", "workspace_members": ["own 1"], "packages": [
+            vendored,
             package("own", "1", Value::Null, Value::Null),
             package("good", "1", json!(CRATES_IO), json!("MIT")),
             package("twice", "1", json!(CRATES_IO), json!("MIT")),
