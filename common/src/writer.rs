@@ -263,8 +263,11 @@ impl<S: Sink> Writer<S> {
                         .record(took.as_secs_f64());
                     return Ok(Ok(report));
                 }
-                Err(error) if error.class == Class::Poison => return Ok(Err(error)),
                 Err(error) => {
+                    *again = true; // parts of a write that come after its commit may be missing
+                    if error.class == Class::Poison {
+                        return Ok(Err(error));
+                    }
                     effort.troubled = true;
                     timeouts += usize::from(error.is_timeout());
                     // While there is time to try the parts: when it is over, what could not be written must be in the one that is kept.
@@ -272,7 +275,6 @@ impl<S: Sink> Writer<S> {
                     if part.len() > 1 && (error.class == Class::TooLarge || too_long) {
                         return Ok(Err(error));
                     }
-                    *again = true; // parts of a write that come after its commit may be missing
                     if let Some(trace) = &mut effort.trace {
                         trace.retry(&error);
                     }

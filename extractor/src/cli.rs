@@ -198,15 +198,9 @@ async fn run(args: RunArgs) -> Result<Exit, String> {
             prepare(&shared, config.management.as_ref(), Duration::from_secs(args.wait)).await?;
             prepared = true;
         }
-        if let Some(newer) = shared.state.after(&plan.version) {
-            let version = &plan.version;
-            say(&format!(
-                "  warning: dump {newer} was published before; its records are replaced by older ones of {version}\n"
-            ));
-        }
         match crate::run::version(&shared, plan, args.force, webhook.is_set()).await {
             Err(e) => {
-                say(&format!("extractor: the state can't be saved in {}: {e}\n", shared.directory.display()));
+                tell(&format!("extractor: the state can't be saved in {}: {e}", shared.directory.display()));
                 exit = Exit::Unfinished;
             }
             Ok(Done::Before) => {
@@ -216,6 +210,11 @@ async fn run(args: RunArgs) -> Result<Exit, String> {
             }
             Ok(Done::Now(summary)) => {
                 say(&summary.to_text());
+                if let Some(newer) = shared.state.after(&plan.version) {
+                    say(&format!(
+                        "  warning: dump {newer} was published before, and these older records came over its own\n"
+                    ));
+                }
                 exit = exit.max(match (summary.failures.is_empty(), summary.rejected()) {
                     (false, _) => Exit::Unfinished,
                     (true, 0) => Exit::Complete,

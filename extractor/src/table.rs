@@ -98,6 +98,10 @@ impl<R: Read> CsvReader<R> {
         if !self.read()? {
             return Ok(Next::End);
         }
+        if self.row.cut_off && self.row.cells < self.header.len() {
+            let missing = format!("the end of the row that begins in line {}", self.row.begin.line);
+            return Err(ReadError::Truncated { missing });
+        }
         let bad = |reason, detail| {
             let excerpt = Bad::excerpt(self.row.excerpt.trim_ascii_end());
             Ok(Next::Bad(Bad { reason, detail, excerpt, begin: self.row.begin, end: self.place }))
@@ -107,10 +111,6 @@ impl<R: Read> CsvReader<R> {
                 "record_too_large",
                 format!("it has more than {} bytes: is a quote not closed?", self.max_record),
             );
-        }
-        if self.row.cut_off && self.row.cells < self.header.len() {
-            let missing = format!("the end of the row that begins in line {}", self.row.begin.line);
-            return Err(ReadError::Truncated { missing });
         }
         if self.row.cells != self.header.len() {
             let detail = format!("{} cells, but the header has {}", self.row.cells, self.header.len());
@@ -154,6 +154,9 @@ impl<R: Read> CsvReader<R> {
         if let Some(twice) = header.iter().enumerate().find_map(|(i, name)| header[..i].contains(name).then_some(name))
         {
             return wrong(format!("found {twice:?} twice"));
+        }
+        if self.row.cut_off {
+            return Err(ReadError::Truncated { missing: "the end of the header row".to_owned() });
         }
         self.header = header;
         Ok(())

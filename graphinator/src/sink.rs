@@ -78,6 +78,8 @@ impl Neo4jSink {
             return Err(SinkError::new(Class::Conflict, "not_fresh", "a record came into being while it was written"));
         }
         let Some(claim) = claim else {
+            // What follows a commit.
+            link_awaited(&mut transaction, statements::artist_ids(batch)).await.map_err(|e| self.failed(&e))?;
             transaction.rollback().await.map_err(|e| self.failed(&e))?;
             return Ok(report);
         };
@@ -151,7 +153,9 @@ impl Sink for Neo4jSink {
         // The very statements of a write, on nothing: what this server or user can't do is found before records are fetched.
         let prune = prune::statement(data_type, &[]);
         let [free, locked] = [Look::Free, Look::Locked].map(|look| statements::check(data_type, &[], look));
-        for statement in [free, locked, prune, statements::write(data_type, &[], Edge::Merge)] {
+        let note = statements::note_seen(data_type, &[], Some(&Claim::new("", 0)));
+        let [awaited, link] = [statements::awaited(Vec::new()), statements::link(Vec::new())];
+        for statement in [note, free, locked, prune, statements::write(data_type, &[], Edge::Merge), awaited, link] {
             graph.run(statement).await.map_err(|e| self.failed(&e))?;
         }
         Ok(())
@@ -266,6 +270,16 @@ struct Written<'a> {
     fresh: bool,
 }
 
+/// Makes the SAME_AS edges that are waiting for one of these artists.
+async fn link_awaited(transaction: &mut Txn, artists: Vec<String>) -> Result<(), neo4rs::Error> {
+    let mut rows = transaction.execute(statements::awaited(artists)).await?;
+    let mut awaited: Vec<String> = Vec::new();
+    while let Some(row) = rows.next(&mut *transaction).await? {
+        awaited = row.get("ids")?;
+    }
+    if awaited.is_empty() { Ok(()) } else { transaction.run(statements::link(awaited)).await }
+}
+
 async fn compare(
     transaction: &mut Txn,
     data_type: DataType,
@@ -290,9 +304,7 @@ async fn write<'a>(
     phases: &mut Phases,
 ) -> Result<Option<Written<'a>>, neo4rs::Error> {
     phases.begin();
-    if let Some(claim) = claim
-        && !finds(transaction, statements::note_seen(data_type, batch, claim)).await?
-    {
+    if !finds(transaction, statements::note_seen(data_type, batch, claim)).await? {
         return Ok(None);
     }
     // What was delivered before may be in the hands of a replica that has lost its turn and is about to commit.
@@ -328,13 +340,15 @@ async fn write<'a>(
     let own_edges = matches!(data_type, DataType::Masters | DataType::Releases);
     let new = |i: &usize| own_edges && !unchanged.contains(i) && !changed.contains(i) && !bare.contains(i);
     let mut fresh = true;
-    for (records, edge) in
-        [(at(&|i| new(&i)), Edge::Create), (at(&|i| !new(&i) && !unchanged.contains(&i)), Edge::Merge)]
-    {
-        if !records.is_empty() {
+    let positions = |wanted: &dyn Fn(usize) -> bool| (0..batch.len()).filter(|i| wanted(*i)).collect::<Vec<_>>();
+    let merged = |i: usize| !new(&i) && !unchanged.contains(&i);
+    for (positions, edge) in [(positions(&|i| new(&i)), Edge::Create), (positions(&merged), Edge::Merge)] {
+        if !positions.is_empty() {
+            let records: Vec<_> = positions.iter().map(|i| batch[*i]).collect();
             let mut rows = transaction.execute(statements::write(data_type, &records, edge)).await?;
             while let Some(row) = rows.next(&mut *transaction).await? {
-                fresh &= edge == Edge::Merge || row.get::<bool>("fresh")?;
+                let had: Vec<usize> = row.get("had")?;
+                fresh &= had.iter().all(|at| positions.get(*at).is_some_and(|i| changed.contains(i)));
             }
         }
     }
@@ -342,17 +356,11 @@ async fn write<'a>(
     if !rest.is_empty() {
         phases.end("merge");
     }
-    let made = statements::made_artists(&rest);
+    // For artists after the commit only: they hold what credits of releases wait for, and would want what these hold.
+    let made = if own_edges { statements::made_artists(&rest) } else { Vec::new() };
     if !made.is_empty() {
         phases.begin();
-        let mut rows = transaction.execute(statements::awaited(made)).await?;
-        let mut awaited: Vec<String> = Vec::new();
-        while let Some(row) = rows.next(&mut *transaction).await? {
-            awaited = row.get("ids")?;
-        }
-        if !awaited.is_empty() {
-            transaction.run(statements::link(awaited)).await?;
-        }
+        link_awaited(transaction, made).await?;
         phases.end("link");
     }
     Ok(Some(Written { report, rest, removed, fresh }))

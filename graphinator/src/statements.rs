@@ -20,16 +20,15 @@ use crate::roles;
 const ARTIST_URL: &str = "https://api.discogs.com/artists/";
 
 /// Notes that these records were seen, if the `claim` is still there; a row says so. A replica that was frozen must not say that it
-/// sees now, in the next run perhaps, what it got in an earlier one.
-pub fn note_seen(data_type: DataType, records: &[&Record<Payload>], claim: &Claim) -> Query {
-    query(
-        "MATCH (o:IngestOwner {queue: $queue}) WHERE o.owner = $owner \
-         CREATE (:IngestSeen {type: $type, at: timestamp(), ids: $ids}) RETURN true AS mine",
-    )
-    .param("type", data_type.name())
-    .param("queue", claim.queue.as_str())
-    .param("owner", claim.owner.as_str())
-    .param("ids", list(records.iter().map(|r| r.id.as_str())))
+/// sees now, in the next run perhaps, what it got in an earlier one. (Without a claim it is a rehearsal.)
+pub fn note_seen(data_type: DataType, records: &[&Record<Payload>], claim: Option<&Claim>) -> Query {
+    let mine = claim.map_or("", |_| "MATCH (o:IngestOwner {queue: $queue}) WHERE o.owner = $owner ");
+    let text = format!("{mine}CREATE (:IngestSeen {{type: $type, at: timestamp(), ids: $ids}}) RETURN true AS mine");
+    query(&text)
+        .param("type", data_type.name())
+        .param("queue", claim.map(|c| c.queue.as_str()))
+        .param("owner", claim.map(|c| c.owner.as_str()))
+        .param("ids", list(records.iter().map(|r| r.id.as_str())))
 }
 
 /// How records are compared with what is there.
@@ -43,17 +42,20 @@ pub enum Look {
 
 /// Compares hashes on the server. Returns the positions of records that are there with the same hash (`unchanged`), of
 /// those there with another one (`changed`), whose edges must be pruned, and of nodes that have no hash but edges that only
-/// such a record has (`bare`). An empty hash is never equal (contract, D.3). Also whether the [gate](crate::gate) is `closed`.
-/// Without any of them there is no row.
+/// such a record has (`bare`). An empty hash is never equal (contract, D.3). A free look also tells whether the [gate](crate::gate) is
+/// `closed`. Without any of them there is no row.
 ///
 /// Nothing in it writes, unless it is to lock: Neo4j locks every id that a *writing* statement looks up by a unique index until the
 /// transaction ends, and exclusively those that it does not find. Two writers would wait for each other for half of a first load.
 pub fn check(data_type: DataType, records: &[&Record<Payload>], look: Look) -> Query {
     let label = label(data_type);
-    let lock = if look == Look::Locked { "SET n._v = n._v" } else { "" };
+    // Who locks need not know of the gate, and would lock that, too.
+    let (gate, lock) = match look {
+        Look::Free => ("OPTIONAL MATCH (g:IngestGate {type: $type}) WITH g IS NOT NULL AS closed", ""),
+        Look::Locked => ("WITH false AS closed", "SET n._v = n._v"),
+    };
     query(&format!(
-        "OPTIONAL MATCH (g:IngestGate {{type: $type}}) WITH g IS NOT NULL AS closed \
-         UNWIND range(0, size($ids) - 1) AS i \
+        "{gate} UNWIND range(0, size($ids) - 1) AS i \
          MATCH (n:{label} {{id: $ids[i]}}) USING INDEX SEEK n:{label}(id) {lock} \
          WITH closed, i, n, CASE WHEN n.sha256 IS NULL THEN 0 WHEN n.sha256 = $hashes[i] AND $hashes[i] <> '' THEN 1 ELSE 2 END AS is \
          RETURN closed, collect(CASE WHEN is = 1 THEN i END) AS unchanged, collect(CASE WHEN is = 2 THEN i END) AS changed, \
@@ -100,11 +102,14 @@ pub const fn label(data_type: DataType) -> &'static str {
     }
 }
 
+/// Whether a node had a record is looked at once it is locked.
 const ARTISTS: &str = "
 UNWIND $rows AS r
 MERGE (n:Artist {id: r.id})
-SET n.name = r.name, n.resource_url = $url + r.id, n.releases_url = $url + r.id + '/releases', n.sha256 = r.sha256, n._v = 1
-WITH collect(n) AS nodes
+SET n._v = 1
+WITH r, n, n.sha256 IS NOT NULL AS had
+SET n.name = r.name, n.resource_url = $url + r.id, n.releases_url = $url + r.id + '/releases', n.sha256 = r.sha256
+WITH collect(n) AS nodes, collect(had) AS had
 CALL (nodes) {
   UNWIND $members AS t MERGE (o:Artist {id: t.key})
   WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
@@ -119,14 +124,15 @@ CALL (nodes) {
   UNWIND $aliases AS t MERGE (o:Artist {id: t.key})
   WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
   MERGE (o)-[:ALIAS_OF]->(n)
-}
-RETURN true AS fresh";
+}";
 
 const LABELS: &str = "
 UNWIND $rows AS r
 MERGE (n:Label {id: r.id})
-SET n.name = r.name, n.sha256 = r.sha256, n._v = 1
-WITH collect(n) AS nodes
+SET n._v = 1
+WITH r, n, n.sha256 IS NOT NULL AS had
+SET n.name = r.name, n.sha256 = r.sha256
+WITH collect(n) AS nodes, collect(had) AS had
 CALL (nodes) {
   UNWIND $parents AS t MERGE (o:Label {id: t.key})
   WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
@@ -136,8 +142,7 @@ CALL (nodes) {
   UNWIND $sublabels AS t MERGE (o:Label {id: t.key})
   WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
   MERGE (o)-[e:SUBLABEL_OF]->(n) SET e._sublabels = true
-}
-RETURN true AS fresh";
+}";
 
 /// Edges that masters and releases have in common. `$EDGE` is MERGE or CREATE.
 const WORK_EDGES: &str = "
@@ -162,28 +167,27 @@ CALL () {
   MERGE (s)-[:PART_OF]->(g)
 }";
 
-/// Whether nodes are fresh is looked at once they are locked.
 const MASTER_NODES: &str = "
 UNWIND $rows AS r
 MERGE (n:Master {id: r.id})
 SET n._v = 1
-WITH r, n, n.sha256 IS NULL AS fresh
+WITH r, n, n.sha256 IS NOT NULL AS had
 SET n.title = r.title, n.year = r.year, n.sha256 = r.sha256, n._only_genre = r.only_genre
-WITH collect(n) AS nodes, collect(fresh) AS fresh";
+WITH collect(n) AS nodes, collect(had) AS had";
 
 /// `catalog_number` may also come from another service: only a value that is still ours is taken away.
 const RELEASE_NODES: &str = "
 UNWIND $rows AS r
 MERGE (n:Release {id: r.id})
 SET n._v = 1
-WITH r, n, n.sha256 IS NULL AS fresh
+WITH r, n, n.sha256 IS NOT NULL AS had
 SET n.title = r.title, n.year = r.year, n.formats = r.formats, n.sha256 = r.sha256, n._only_genre = r.only_genre,
     n.catalog_number = CASE
       WHEN r.catalog_number IS NOT NULL THEN r.catalog_number
       WHEN n.catalog_number = n._catalog_number THEN NULL
       ELSE n.catalog_number END,
     n._catalog_number = r.catalog_number
-WITH collect(n) AS nodes, collect(fresh) AS fresh";
+WITH collect(n) AS nodes, collect(had) AS had";
 
 /// A credit whose artist does not exist yet is written down; [`link`] makes the edge when the artist comes.
 const RELEASE_EDGES: &str = "
@@ -216,14 +220,14 @@ CALL () {
 pub enum Edge {
     /// Whoever made it.
     Merge,
-    /// Without looking: these records were found to have none. The statement's row says whether that still holds (`fresh`); if
-    /// not, the transaction must not be committed.
+    /// Without looking: these records were found to have none.
     Create,
 }
 
-const FRESH: &str = "\nRETURN all(f IN fresh WHERE f) AS fresh";
+const HAD: &str = "\nRETURN [i IN range(0, size(had) - 1) WHERE had[i]] AS had";
 
-/// Writes nodes and edges of new and changed records.
+/// Writes nodes and edges of new and changed records. The statement's row has the positions of those that were there already (`had`), seen when
+/// their nodes were locked. If one of them was taken for new, the transaction must not be committed.
 pub fn write(data_type: DataType, records: &[&Record<Payload>], edge: Edge) -> Query {
     let mut rows = Vec::with_capacity(records.len());
     let mut edges = Edges::default();
@@ -241,10 +245,10 @@ pub fn write(data_type: DataType, records: &[&Record<Payload>], edge: Edge) -> Q
         rows.push(map(row));
     }
     let text = match data_type {
-        DataType::Artists => ARTISTS.to_owned(),
-        DataType::Labels => LABELS.to_owned(),
-        DataType::Masters => format!("{MASTER_NODES}{WORK_EDGES}{FRESH}"),
-        DataType::Releases => format!("{RELEASE_NODES}{WORK_EDGES}{RELEASE_EDGES}{FRESH}"),
+        DataType::Artists => format!("{ARTISTS}{HAD}"),
+        DataType::Labels => format!("{LABELS}{HAD}"),
+        DataType::Masters => format!("{MASTER_NODES}{WORK_EDGES}{HAD}"),
+        DataType::Releases => format!("{RELEASE_NODES}{WORK_EDGES}{RELEASE_EDGES}{HAD}"),
     };
     let text = text.replace("$EDGE", if edge == Edge::Create { "CREATE" } else { "MERGE" });
     edges.parameters(data_type, query(&text).param("rows", list(rows)))

@@ -357,7 +357,7 @@ async fn a_late_commit_to_the_tables_is_waited_for() -> Result<(), Error> {
 async fn a_late_commit_to_the_graph_is_waited_for() -> Result<(), Error> {
     let blocked = async |_: &Stage| {
         let comparing = "SHOW TRANSACTIONS YIELD status, currentQuery
-                         WHERE status STARTS WITH 'Blocked' AND currentQuery CONTAINS 'IngestGate' RETURN status";
+                         WHERE status STARTS WITH 'Blocked' AND currentQuery CONTAINS 'SET n._v = n._v' RETURN status";
         Ok(services().neo4j()?.execute(query(comparing)).await?.next().await?.is_some())
     };
     // Bolt's COMMIT, in a chunk of two bytes.

@@ -121,6 +121,10 @@ fn a_last_row_that_lacks_cells_and_the_end_of_its_line_was_cut_off() {
         assert_eq!(all.len(), 1, "{text}");
         assert!(end.is_err_and(|e| e.contains("the end of the row that begins in line 3")), "{text}");
     }
+    let (all, end) = read(&mut CsvReader::new(b"id,na".as_slice(), MAX));
+    assert!(all.is_empty() && end.is_err_and(|e| e.contains("the end of the header row")));
+    let large = format!("id,a,b\n1,x,y\n2,{}", long(2 * MAX));
+    assert!(read(&mut CsvReader::new(large.as_bytes(), MAX)).1.is_err(), "too large, and cut off");
     for text in ["id,a\n1,x\n2,y", "id,a\n1,x\n2\n", "id,a\n1,x\n2,y,z"] {
         assert_eq!(whole(text).len(), 2, "{text}");
     }

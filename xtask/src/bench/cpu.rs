@@ -1,6 +1,7 @@
 //! Processor time and memory of processes, from Linux' /proc.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -48,7 +49,8 @@ pub fn pin(root: u32, cores: &str) -> Result<(), Error> {
     for (pid, _) in family(root) {
         let args = ["--all-tasks", "--cpu-list", "--pid", cores, &pid.to_string()];
         let done = Command::new("taskset").args(args).output()?;
-        if !done.status.success() {
+        // One that has ended meanwhile needs no core.
+        if !done.status.success() && Path::new(&format!("/proc/{pid}")).exists() {
             return Err(String::from_utf8_lossy(&done.stderr).trim().into());
         }
     }
