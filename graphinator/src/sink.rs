@@ -353,15 +353,13 @@ async fn write<'a>(
         }
     }
     let rest = at(&|i| !unchanged.contains(&i));
-    if !rest.is_empty() {
-        phases.end("merge");
-    }
     // For artists after the commit only: they hold what credits of releases wait for, and would want what these hold.
     let made = if own_edges { statements::made_artists(&rest) } else { Vec::new() };
     if !made.is_empty() {
-        phases.begin();
         link_awaited(transaction, made).await?;
-        phases.end("link");
+    }
+    if !rest.is_empty() {
+        phases.end("merge");
     }
     Ok(Some(Written { report, rest, removed, fresh }))
 }
