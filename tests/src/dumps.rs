@@ -46,6 +46,12 @@ impl Folder {
         self.path.join(format!("discogs_{MONTH}_{data_type}.{ending}"))
     }
 
+    /// Paths of all packed files of these months, as arguments.
+    pub fn packed(&self, dates: &[&str]) -> Vec<String> {
+        let names = dates.iter().flat_map(|date| DataType::ALL.map(|t| format!("discogs_{date}_{t}.xml.gz")));
+        names.map(|name| text(self.path.join(name))).collect()
+    }
+
     /// Writes a type's file.
     pub fn write(&self, data_type: DataType, ending: &str, bytes: impl AsRef<[u8]>) -> Result<PathBuf, Error> {
         let path = self.file(data_type, ending);

@@ -271,6 +271,12 @@ impl Taken {
         Ok(self.controls()?.iter().map(|control| control["type"].as_str().unwrap_or_default().to_owned()).collect())
     }
 
+    /// What the control messages are of: the version of an `extraction_complete`, else `file_complete`.
+    pub fn controlled(&self) -> Result<Vec<String>, Error> {
+        let of = |control: &Value| control["version"].as_str().unwrap_or("file_complete").to_owned();
+        Ok(self.controls()?.iter().map(of).collect())
+    }
+
     /// Asserts that the data messages are these, in order, byte by byte.
     pub fn assert_data(&self, what: &str, expected: &[Vec<u8>]) {
         let data = self.data();

@@ -472,17 +472,14 @@ async fn several_dumps_come_one_after_the_other_oldest_first() -> Result<(), Err
     let spec = Spec { seed: 16, records: 100, month: 1, changed: 0.1, removed: 0.0 };
     let first = job.folder.generate_month(&spec, MONTH)?;
     let second = job.folder.generate_month(&Spec { month: 2, ..spec }, "20260201")?;
-    let files = ["20260201", MONTH].map(|date| DataType::ALL.map(|t| format!("discogs_{date}_{t}.xml.gz")));
-    let files: Vec<String> = files.iter().flatten().map(|name| text(job.folder.path.join(name))).collect();
+    let files = job.folder.packed(&["20260201", MONTH]);
     let mut args = vec!["run", "--expect-queues", ONE];
     args.extend(files.iter().map(String::as_str));
     job.run_with(&args).await?.with(0).saying(&["against 20260101"]);
     for t in DataType::ALL {
         let taken = job.take(ONE, t).await?;
         taken.assert_data(t.name(), &[&first[t.index()][..], &second[t.index()]].concat());
-        let controls = taken.controls()?;
-        let controls: Vec<_> = controls.iter().map(|c| c["version"].as_str().unwrap_or("file_complete")).collect();
-        assert_eq!(controls, ["file_complete", MONTH, "file_complete", "20260201"], "{t}");
+        assert_eq!(taken.controlled()?, ["file_complete", MONTH, "file_complete", "20260201"], "{t}");
         let behind_first = taken.0.iter().position(|message| !message.data.starts_with(br#"{"type":"data""#));
         assert_eq!(behind_first, Some(first[t.index()].len()), "{t}");
     }
@@ -491,7 +488,8 @@ async fn several_dumps_come_one_after_the_other_oldest_first() -> Result<(), Err
     job.run_with(&args).await?.with(0).saying(&["Dump 20260101 was published before", "Dump 20260201 was"]);
     // The older one alone, over the newer one.
     let mut older = vec!["run", "--expect-queues", ONE, "--force"];
-    older.extend(files.iter().filter(|name| name.contains(MONTH)).map(String::as_str));
+    let files = job.folder.packed(&[MONTH]);
+    older.extend(files.iter().map(String::as_str));
     job.run_with(&older).await?.with(0).saying(&["warning: dump 20260201 was published before"]);
     job.stage.clean_up().await
 }
