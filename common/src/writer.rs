@@ -331,6 +331,7 @@ impl<S: Sink> Writer<S> {
             let _ = self.dead_letters.declare(&self.topology).await;
         }
         origin.token.settle();
+        self.status.trouble(self.data_type, None); // what delayed it is over
         if let Some(trace) = &mut effort.trace {
             trace.dead_lettered(reason.reason);
         }

@@ -28,7 +28,6 @@ const CLASSES: &[(&str, Class)] = &[
     ("Neo.ClientError.Statement.ArithmeticError", Class::Poison),
     ("Neo.ClientError.Schema.ConstraintValidationFailed", Class::Poison),
     ("Neo.ClientError.Request", Class::Poison), // a value that can't be transported
-    ("Neo.DatabaseError.Statement.ExecutionFailed", Class::Poison), // e.g. a value too long for its index
     // Anything else: wrong password, missing database, missing privilege, a statement that this server doesn't know.
     ("", Class::Fatal),
 ];
@@ -45,6 +44,9 @@ pub fn class(code: &str) -> Class {
 /// Classifies an error of the client.
 pub fn classify(error: &Error) -> SinkError {
     match error {
+        Error::Neo4j(e) if is_too_long_for_its_index(e.code(), e.message()) => {
+            SinkError::new(Class::Poison, e.code(), e.message())
+        }
         Error::Neo4j(e) => SinkError::new(class(e.code()), e.code(), e.message()),
         Error::AuthenticationError(message) => SinkError::new(Class::Fatal, "authentication", message.clone()),
         Error::StringTooLong | Error::MapTooBig | Error::BytesTooBig | Error::ListTooLong => {
@@ -56,6 +58,12 @@ pub fn classify(error: &Error) -> SinkError {
         | Error::UnsupportedScheme(_) => SinkError::new(Class::Fatal, "protocol", error.to_string()),
         other => SinkError::new(Class::Transient, "io", other.to_string()),
     }
+}
+
+/// A value that is longer than its index can hold is the record's own fault, but Neo4j has no code for it: this one says no more than
+/// that a statement failed, as it does when the store is damaged.
+fn is_too_long_for_its_index(code: &str, message: &str) -> bool {
+    code == "Neo.DatabaseError.Statement.ExecutionFailed" && message.contains("too large to index")
 }
 
 /// The same error of a transaction that has one record: what is more than one transaction may have (`db.memory.transaction.max`, which the
@@ -88,6 +96,17 @@ mod tests {
     }
 
     #[test]
+    fn a_statement_that_failed_is_a_records_fault_only_if_a_value_is_too_long() {
+        let code = "Neo.DatabaseError.Statement.ExecutionFailed";
+        assert!(is_too_long_for_its_index(
+            code,
+            "Property value is too large to index, please see index documentation"
+        ));
+        assert!(!is_too_long_for_its_index(code, "Property record with id 7 is not in use"));
+        assert!(!is_too_long_for_its_index("Neo.DatabaseError.General.UnknownError", "too large to index"));
+    }
+
+    #[test]
     fn every_kind_has_its_class() {
         for (codes, expected) in [
             (
@@ -99,13 +118,14 @@ mod tests {
                  Neo.ClientError.Transaction.Terminated Neo.ClientError.Transaction.LockClientStopped \
                  Neo.ClientError.Transaction.TransactionTimedOut Neo.ClientError.Transaction.TransactionTimedOutClientConfiguration \
                  Neo.DatabaseError.General.OutOfMemoryError Neo.DatabaseError.General.UnknownError Neo.ClientError.Cluster.NotALeader \
-                 Neo.ClientError.General.ForbiddenOnReadOnlyDatabase Neo.ClientError.Security.AuthorizationExpired",
+                 Neo.ClientError.General.ForbiddenOnReadOnlyDatabase Neo.ClientError.Security.AuthorizationExpired \
+                 Neo.DatabaseError.Statement.ExecutionFailed",
                 Class::Transient,
             ),
             ("Neo.TransientError.General.MemoryPoolOutOfMemoryError", Class::TooLarge),
             (
                 "Neo.ClientError.Statement.TypeError Neo.ClientError.Statement.ArgumentError \
-                 Neo.ClientError.Schema.ConstraintValidationFailed Neo.DatabaseError.Statement.ExecutionFailed",
+                 Neo.ClientError.Schema.ConstraintValidationFailed",
                 Class::Poison,
             ),
             (

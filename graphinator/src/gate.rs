@@ -34,12 +34,14 @@ pub async fn close(graph: &Graph, data_type: DataType, guards: &Guards) -> Resul
     Ok(())
 }
 
-/// Opens it again, unless somebody else has closed it since. If a crash leaves it closed, batches are a little slower until the next removal.
+/// Opens it again, unless somebody has closed it since who has the maintenance's lease. Who closed it and has none any more has crashed.
 ///
 /// # Errors
 /// The database's.
 pub async fn open(graph: &Graph, data_type: DataType, guards: &Guards) -> Result<(), neo4rs::Error> {
-    graph.run(of("MATCH (g:IngestGate {type: $type, owner: $owner}) DELETE g", data_type, guards)).await
+    let statement = "MATCH (g:IngestGate {type: $type}) \
+                     WHERE g.owner = $owner OR NOT EXISTS { MATCH (r:IngestRun) WHERE r.owner = g.owner } DELETE g";
+    graph.run(of(statement, data_type, guards)).await
 }
 
 fn of(statement: &str, data_type: DataType, guards: &Guards) -> Query {

@@ -160,7 +160,7 @@ CALL (n, r) {
   MATCH (p:Person)-[e:CREDITED_ON]->(n)
   WITH p, e, NOT [p.name, e.role] IN r.credits
          AND size([k IN keys(e) WHERE NOT k STARTS WITH '_' AND NOT k IN ['role', 'category']]) = 0 AS gone,
-       [a IN coalesce(e._artists, []) WHERE NOT [p.name, a] IN r.links | [p.name, a]] AS unlinked
+       [a IN coalesce([] + e._artists, []) WHERE NOT [p.name, a] IN r.links | [p.name, a]] AS unlinked
   FOREACH (_ IN CASE WHEN gone THEN [1] ELSE [] END | DELETE e)
   RETURN collect(CASE WHEN gone THEN p.name END) AS credited, collect(unlinked) AS unlinked
 }

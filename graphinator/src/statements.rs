@@ -6,7 +6,7 @@
 //! parameters carry only what is used. What is looked up by its key says so (USING INDEX SEEK): a plan that was made for an empty
 //! graph would go through all nodes of the label, or through all of an index for each row, until it is made anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use common::DataType;
 use common::sink::Record;
@@ -102,45 +102,50 @@ pub const fn label(data_type: DataType) -> &'static str {
     }
 }
 
-/// Whether a node had a record is looked at once it is locked.
+/// Artists and labels refer to their like, in both directions: the ids of a batch's records and of their targets are merged in one
+/// sorted pass, so that two batches with the same ids meet at the first of them and not crosswise. Everything after that names
+/// nodes by their position in `everyone`. Whether a node had a record is looked at once it is locked.
 const ARTISTS: &str = "
-UNWIND $rows AS r
-MERGE (n:Artist {id: r.id})
-SET n._v = 1
-WITH r, n, n.sha256 IS NOT NULL AS had
-SET n.name = r.name, n.resource_url = $url + r.id, n.releases_url = $url + r.id + '/releases', n.sha256 = r.sha256
-WITH collect(n) AS nodes, collect(had) AS had
-CALL (nodes) {
-  UNWIND $members AS t MERGE (o:Artist {id: t.key})
-  WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+UNWIND $ids AS id
+MERGE (n:Artist {id: id})
+WITH collect(n) AS everyone
+CALL (everyone) {
+  UNWIND $rows AS r WITH r, everyone[r.at] AS n
+  SET n._v = 1
+  WITH r, n, n.sha256 IS NOT NULL AS had
+  SET n.name = r.name, n.resource_url = $url + n.id, n.releases_url = $url + n.id + '/releases', n.sha256 = r.sha256
+  RETURN collect(n) AS nodes, collect(had) AS had
+}
+CALL (everyone, nodes) {
+  UNWIND $members AS t WITH nodes, everyone[t.key] AS o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
   MERGE (o)-[e:MEMBER_OF]->(n) SET e._members = true
 }
-CALL (nodes) {
-  UNWIND $groups AS t MERGE (o:Artist {id: t.key})
-  WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+CALL (everyone, nodes) {
+  UNWIND $groups AS t WITH nodes, everyone[t.key] AS o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
   MERGE (n)-[e:MEMBER_OF]->(o) SET e._groups = true
 }
-CALL (nodes) {
-  UNWIND $aliases AS t MERGE (o:Artist {id: t.key})
-  WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+CALL (everyone, nodes) {
+  UNWIND $aliases AS t WITH nodes, everyone[t.key] AS o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
   MERGE (o)-[:ALIAS_OF]->(n)
 }";
 
 const LABELS: &str = "
-UNWIND $rows AS r
-MERGE (n:Label {id: r.id})
-SET n._v = 1
-WITH r, n, n.sha256 IS NOT NULL AS had
-SET n.name = r.name, n.sha256 = r.sha256
-WITH collect(n) AS nodes, collect(had) AS had
-CALL (nodes) {
-  UNWIND $parents AS t MERGE (o:Label {id: t.key})
-  WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+UNWIND $ids AS id
+MERGE (n:Label {id: id})
+WITH collect(n) AS everyone
+CALL (everyone) {
+  UNWIND $rows AS r WITH r, everyone[r.at] AS n
+  SET n._v = 1
+  WITH r, n, n.sha256 IS NOT NULL AS had
+  SET n.name = r.name, n.sha256 = r.sha256
+  RETURN collect(n) AS nodes, collect(had) AS had
+}
+CALL (everyone, nodes) {
+  UNWIND $parents AS t WITH nodes, everyone[t.key] AS o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
   MERGE (n)-[e:SUBLABEL_OF]->(o) SET e._parent = true
 }
-CALL (nodes) {
-  UNWIND $sublabels AS t MERGE (o:Label {id: t.key})
-  WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+CALL (everyone, nodes) {
+  UNWIND $sublabels AS t WITH nodes, everyone[t.key] AS o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
   MERGE (o)-[e:SUBLABEL_OF]->(n) SET e._sublabels = true
 }";
 
@@ -189,7 +194,8 @@ SET n.title = r.title, n.year = r.year, n.formats = r.formats, n.sha256 = r.sha2
     n._catalog_number = r.catalog_number
 WITH collect(n) AS nodes, collect(had) AS had";
 
-/// A credit whose artist does not exist yet is written down; [`link`] makes the edge when the artist comes.
+/// A credit whose artist does not exist yet is written down; [`link`] makes the edge when the artist comes. What exists is [looked
+/// up](known) before: a writing statement would lock the id of each artist that does not.
 const RELEASE_EDGES: &str = "
 CALL (nodes) {
   UNWIND $labels AS t MERGE (o:Label {id: t.key})
@@ -201,18 +207,21 @@ CALL (nodes) {
   WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
   $EDGE (n)-[:DERIVED_FROM]->(o)
 }
-CALL (nodes) {
-  UNWIND $persons AS p MERGE (o:Person {name: p.key})
-  WITH nodes, o, p UNWIND p.credits AS c WITH o, c, nodes[c[0]] AS n
-  $EDGE (o)-[e:CREDITED_ON {role: c[1]}]->(n) SET e.category = c[2], e._artists = c[3]
+CALL () { UNWIND $persons AS name MERGE (o:Person {name: name}) RETURN collect(o) AS persons }
+CALL (nodes, persons) {
+  UNWIND $credits AS c WITH c, persons[c[0]] AS o, nodes[c[1]] AS n
+  $EDGE (o)-[e:CREDITED_ON {role: c[2]}]->(n) SET e.category = c[3], e._artists = c[4]
 }
-CALL () {
-  UNWIND $persons AS p UNWIND p.artists AS id
-  MATCH (o:Person {name: p.key}) USING INDEX SEEK o:Person(name)
+CALL (persons) {
+  UNWIND $known AS k UNWIND k.persons AS i WITH k.artist AS id, persons[i] AS o
   OPTIONAL MATCH (a:Artist {id: id}) USING INDEX SEEK a:Artist(id)
   FOREACH (known IN CASE WHEN a IS NULL THEN [] ELSE [a] END | MERGE (o)-[:SAME_AS]->(known))
   FOREACH (_ IN CASE WHEN a IS NULL THEN [1] ELSE [] END |
-    MERGE (w:IngestPendingLink {pair: id + ' ' + p.key}) ON CREATE SET w.artist = id, w.person = p.key)
+    MERGE (w:IngestPendingLink {pair: id + ' ' + o.name}) ON CREATE SET w.artist = id, w.person = o.name)
+}
+CALL () {
+  UNWIND $unknown AS u UNWIND u.persons AS i WITH u.artist AS id, $persons[i] AS name
+  MERGE (w:IngestPendingLink {pair: id + ' ' + name}) ON CREATE SET w.artist = id, w.person = name
 }";
 
 /// How the edges of masters and releases come about.
@@ -227,17 +236,31 @@ pub enum Edge {
 const HAD: &str = "\nRETURN [i IN range(0, size(had) - 1) WHERE had[i]] AS had";
 
 /// Writes nodes and edges of new and changed records. The statement's row has the positions of those that were there already (`had`), seen when
-/// their nodes were locked. If one of them was taken for new, the transaction must not be committed.
-pub fn write(data_type: DataType, records: &[&Record<Payload>], edge: Edge) -> Query {
+/// their nodes were locked. If one of them was taken for new, the transaction must not be committed. `known` are artists that credits may be
+/// linked to at once.
+pub fn write(data_type: DataType, records: &[&Record<Payload>], edge: Edge, known: &HashSet<String>) -> Query {
+    let everyone = everyone(records);
+    let place = |id: &str| position(everyone.partition_point(|other| *other < id));
     let mut rows = Vec::with_capacity(records.len());
     let mut edges = Edges::default();
     for (at, record) in records.iter().enumerate() {
-        let mut row = vec![("id", record.id.as_str().into()), ("sha256", record.hash.as_str().into())];
+        let id = record.id.as_str();
+        let mut row = vec![("sha256", record.hash.as_str().into())];
         match &record.payload {
-            Payload::Artist(artist) => edges.artist(at, artist, &mut row),
-            Payload::Label(label) => edges.label(at, label, &mut row),
-            Payload::Master(work) => edges.work(at, work, &mut row),
+            Payload::Artist(artist) => {
+                row.push(("at", place(id)));
+                edges.artist(at, artist, &mut row);
+            }
+            Payload::Label(label) => {
+                row.push(("at", place(id)));
+                edges.label(at, label, &mut row);
+            }
+            Payload::Master(work) => {
+                row.push(("id", id.into()));
+                edges.work(at, work, &mut row);
+            }
             Payload::Release(work, edition) => {
+                row.push(("id", id.into()));
                 edges.work(at, work, &mut row);
                 edges.edition(at, edition, &mut row);
             }
@@ -251,7 +274,43 @@ pub fn write(data_type: DataType, records: &[&Record<Payload>], edge: Edge) -> Q
         DataType::Releases => format!("{RELEASE_NODES}{WORK_EDGES}{RELEASE_EDGES}{HAD}"),
     };
     let text = text.replace("$EDGE", if edge == Edge::Create { "CREATE" } else { "MERGE" });
-    edges.parameters(data_type, query(&text).param("rows", list(rows)))
+    let query = query(&text).param("rows", list(rows));
+    match data_type {
+        DataType::Artists => edges
+            .targets(&["members", "groups", "aliases"], place, query)
+            .param("ids", list(everyone))
+            .param("url", ARTIST_URL),
+        DataType::Labels => edges.targets(&["parents", "sublabels"], place, query).param("ids", list(everyone)),
+        DataType::Masters => edges.works(&[], query),
+        DataType::Releases => edges.credits(known, edges.works(&["labels", "masters"], query)),
+    }
+}
+
+/// Ids of the artists or labels that records of these types are about, themselves and what they refer to, sorted.
+fn everyone<'a>(records: &[&'a Record<Payload>]) -> Vec<&'a str> {
+    let mut ids: Vec<&str> = Vec::new();
+    for record in records {
+        match &record.payload {
+            Payload::Artist(Artist { members, groups, aliases, .. }) => {
+                ids.push(&record.id);
+                ids.extend([members, groups, aliases].into_iter().flatten().map(String::as_str));
+            }
+            Payload::Label(Label { parent, sublabels, .. }) => {
+                ids.push(&record.id);
+                ids.extend(parent.iter().chain(sublabels).map(String::as_str));
+            }
+            Payload::Master(_) | Payload::Release(..) => {}
+        }
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
+/// Which of these artists exist. Only reads.
+pub fn known(artists: Vec<String>) -> Query {
+    query("UNWIND $artists AS id MATCH (a:Artist {id: id}) USING INDEX SEEK a:Artist(id) RETURN collect(id) AS ids")
+        .param("artists", artists)
 }
 
 /// Which of these artists a SAME_AS edge is waiting for. Only reads, and so locks nothing; the first line costs nothing when none waits.
@@ -294,16 +353,19 @@ pub fn made_artists(records: &[&Record<Payload>]) -> Vec<String> {
     sorted(ids)
 }
 
+/// The ids of all artists that these records credit, sorted.
+pub fn credited_artists(records: &[&Record<Payload>]) -> Vec<String> {
+    let credits = records.iter().flat_map(|record| match &record.payload {
+        Payload::Release(_, edition) => edition.credits.as_slice(),
+        _ => &[],
+    });
+    sorted(credits.filter_map(|credit| credit.artist.as_ref()).collect())
+}
+
 /// The ids of all artists that these records make exist or are waiting for, sorted.
 pub fn artist_ids(records: &[&Record<Payload>]) -> Vec<String> {
-    let made = made_artists(records);
-    let mut ids: Vec<&String> = made.iter().collect();
-    for record in records {
-        if let Payload::Release(_, edition) = &record.payload {
-            ids.extend(edition.credits.iter().filter_map(|c| c.artist.as_ref()));
-        }
-    }
-    sorted(ids)
+    let [made, credited] = [made_artists(records), credited_artists(records)];
+    sorted(made.iter().chain(&credited).collect())
 }
 
 fn sorted(mut ids: Vec<&String>) -> Vec<String> {
@@ -315,12 +377,6 @@ fn sorted(mut ids: Vec<&String>) -> Vec<String> {
 /// Positions of records by the target that they have an edge to.
 type Targets<'a> = BTreeMap<&'a str, Vec<usize>>;
 
-/// What one person is credited for in a batch.
-#[derive(Default)]
-struct Person<'a> {
-    credits: Vec<(usize, &'a Credit)>,
-}
-
 type Row = Vec<(&'static str, BoltType)>;
 
 /// The edges of a batch, by parameter name.
@@ -328,7 +384,8 @@ type Row = Vec<(&'static str, BoltType)>;
 struct Edges<'a> {
     targets: BTreeMap<&'static str, Targets<'a>>,
     part_of: BTreeMap<&'a str, Vec<&'a str>>,
-    persons: BTreeMap<&'a str, Person<'a>>,
+    /// What each person is credited for, with the record's position.
+    persons: BTreeMap<&'a str, Vec<(usize, &'a Credit)>>,
 }
 
 impl<'a> Edges<'a> {
@@ -373,55 +430,66 @@ impl<'a> Edges<'a> {
         self.add("labels", at, &edition.labels);
         self.add("masters", at, &edition.master);
         for credit in &edition.credits {
-            self.persons.entry(&credit.name).or_default().credits.push((at, credit));
+            self.persons.entry(&credit.name).or_default().push((at, credit));
         }
     }
 
-    /// Adds the parameters that the statement of this type uses.
-    fn parameters(mut self, data_type: DataType, mut query: Query) -> Query {
-        let names: &[&str] = match data_type {
-            DataType::Artists => &["members", "groups", "aliases"],
-            DataType::Labels => &["parents", "sublabels"],
-            DataType::Masters => &["artists", "genres", "styles"],
-            DataType::Releases => &["artists", "genres", "styles", "labels", "masters"],
-        };
+    /// Adds the targets of these edges, each with what the statement knows it by and the positions of the records.
+    fn targets(&self, names: &[&'static str], key: impl Fn(&str) -> BoltType, mut query: Query) -> Query {
         for name in names {
-            let targets = self.targets.remove(name).unwrap_or_default().into_iter();
-            let rows = targets
-                .map(|(key, rows)| map(vec![("key", key.into()), ("rows", list(rows.into_iter().map(position)))]));
+            let rows = self.targets.get(name).into_iter().flatten();
+            let rows =
+                rows.map(|(id, rows)| map(vec![("key", key(id)), ("rows", list(rows.iter().copied().map(position)))]));
             query = query.param(name, list(rows));
         }
-        if matches!(data_type, DataType::Masters | DataType::Releases) {
-            query = query.param("part_of", list(self.part_of.into_iter().map(part_of_row)));
+        query
+    }
+
+    /// Adds what masters and releases have in common, and these.
+    fn works(&self, more: &[&'static str], query: Query) -> Query {
+        let query = self.targets(&["artists", "genres", "styles"], |name| name.into(), query);
+        let part_of = self.part_of.iter().map(|(genre, styles)| part_of_row(genre, styles.clone()));
+        self.targets(more, |id| id.into(), query).param("part_of", list(part_of))
+    }
+
+    /// Adds who is credited, for what, and which artist that is.
+    fn credits(&self, known: &HashSet<String>, query: Query) -> Query {
+        let mut credits = Vec::new();
+        let mut artists: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
+        for (person, of_one) in self.persons.values().enumerate() {
+            // One edge for each role on a record, which remembers the artists that the person is there.
+            let mut roles: BTreeMap<(usize, &str), Vec<&str>> = BTreeMap::new();
+            for (at, credit) in of_one {
+                roles.entry((*at, &credit.role)).or_default().extend(credit.artist.as_deref());
+                if let Some(artist) = &credit.artist {
+                    artists.entry(artist).or_default().insert(person);
+                }
+            }
+            credits.extend(roles.into_iter().map(|((at, role), artists)| {
+                let artists = match artists.as_slice() {
+                    [] => BoltType::Null(BoltNull),
+                    [one] => (*one).into(),
+                    _ => list(artists),
+                };
+                list([position(person), position(at), role.into(), roles::category(role).into(), artists])
+            }));
         }
-        match data_type {
-            DataType::Artists => query.param("url", ARTIST_URL),
-            DataType::Releases => query.param("persons", list(self.persons.into_iter().map(person_row))),
-            DataType::Labels | DataType::Masters => query,
-        }
+        let (known, unknown): (Vec<_>, Vec<_>) = artists.into_iter().partition(|(id, _)| known.contains(*id));
+        let same = |(id, persons): (&str, BTreeSet<usize>)| {
+            map(vec![("artist", id.into()), ("persons", list(persons.into_iter().map(position)))])
+        };
+        query
+            .param("persons", list(self.persons.keys().copied()))
+            .param("credits", list(credits))
+            .param("known", list(known.into_iter().map(same)))
+            .param("unknown", list(unknown.into_iter().map(same)))
     }
 }
 
-fn part_of_row((genre, mut styles): (&str, Vec<&str>)) -> BoltType {
+fn part_of_row(genre: &str, mut styles: Vec<&str>) -> BoltType {
     styles.sort_unstable();
     styles.dedup();
     map(vec![("key", genre.into()), ("styles", list(styles))])
-}
-
-fn person_row((name, person): (&str, Person<'_>)) -> BoltType {
-    let mut artists: Vec<&str> = person.credits.iter().filter_map(|(_, c)| c.artist.as_deref()).collect();
-    artists.sort_unstable();
-    artists.dedup();
-    // One edge for each role on a record, which remembers the artists that the person is there.
-    let mut credits: BTreeMap<(usize, &str), Vec<&str>> = BTreeMap::new();
-    for (at, credit) in person.credits {
-        credits.entry((at, &credit.role)).or_default().extend(credit.artist.as_deref());
-    }
-    let credit = |((at, role), artists): ((usize, &str), Vec<&str>)| -> BoltType {
-        let artists = if artists.is_empty() { BoltType::Null(BoltNull) } else { list(artists) };
-        list([position(at), role.into(), roles::category(role).into(), artists])
-    };
-    map(vec![("key", name.into()), ("credits", list(credits.into_iter().map(credit))), ("artists", list(artists))])
 }
 
 fn position(at: usize) -> BoltType {

@@ -91,7 +91,7 @@ const SAME_AS: &str = "
 UNWIND $pairs AS pair
 MATCH (p:Person {name: pair[0]}) USING INDEX SEEK p:Person(name) MATCH (a:Artist {id: pair[1]}) USING INDEX SEEK a:Artist(id)
 OPTIONAL MATCH (p)-[e:SAME_AS]->(a)
-WITH p, a, e, EXISTS { (p)-[c:CREDITED_ON]->() WHERE a.id IN c._artists } AS claimed
+WITH p, a, e, EXISTS { (p)-[c:CREDITED_ON]->() WHERE a.id IN [] + c._artists } AS claimed
 FOREACH (_ IN CASE WHEN claimed AND e IS NULL THEN [1] ELSE [] END | MERGE (p)-[:SAME_AS]->(a))
 WITH p, a, e WHERE NOT claimed AND e IS NOT NULL AND size([k IN keys(e) WHERE NOT k STARTS WITH '_']) = 0
 WITH p, a, e WHERE NOT EXISTS { (p)-[:CREDITED_ON]->(r) WHERE r._v IS NULL }
@@ -101,7 +101,7 @@ DELETE e";
 const PENDING: &str = "
 UNWIND $pairs AS pair
 MATCH (w:IngestPendingLink {pair: pair[1] + ' ' + pair[0]}) USING INDEX SEEK w:IngestPendingLink(pair)
-WHERE NOT EXISTS { (p:Person {name: pair[0]})-[c:CREDITED_ON]->() WHERE pair[1] IN c._artists }
+WHERE NOT EXISTS { (p:Person {name: pair[0]})-[c:CREDITED_ON]->() WHERE pair[1] IN [] + c._artists }
 DELETE w";
 
 /// Properties beside the key that are ours on a node that is no record: statistics.

@@ -122,6 +122,8 @@ pub async fn remove(graph: &Graph, request: &Request, guards: &Guards) -> Result
         }
         None => compare(graph, data_type, request, guards).await?,
     };
+    // Whoever closed it, perhaps in an attempt that a crash ended.
+    gate::open(graph, data_type, guards).await.map_err(|e| classify(&e))?;
     // Only what was seen before the run began: the next one may have begun before this one ended.
     let forget =
         "MATCH (s:IngestSeen {type: $type}) WHERE s.at < $started CALL (s) { DELETE s } IN TRANSACTIONS OF 500 ROWS";
@@ -187,7 +189,6 @@ async fn compare(
             };
             removed += stripped;
         }
-        gate::open(graph, data_type, guards).await.map_err(|e| classify(&e))?;
     }
     info!(data_type = data_type.name(), removed, "🧹 Removed {removed} {data_type} that the run did not bring");
     Ok(("deleted", format!("removed {removed} of {}", total + request.removed as u64)))

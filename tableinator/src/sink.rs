@@ -19,6 +19,7 @@ use tokio_postgres::types::ToSql;
 
 use crate::config::{PostgresConfig, Unchanged};
 use crate::connect::Lease;
+use crate::errors::classify;
 use crate::purge::{Purges, enter};
 use crate::rows::{self, Year};
 use crate::schema;
@@ -104,11 +105,23 @@ impl Sink for PostgresSink {
     async fn prepare(&self, data_type: DataType) -> Result<(), SinkError> {
         let mut lease = Lease::take(&self.pool).await?;
         let client = lease.client()?;
-        let outcome = match schema::apply(client, self.schema).await {
-            Ok(missing) if missing.is_empty() => write_nothing(client, data_type).await.map(|()| missing),
-            other => other,
+        let outcome = async {
+            let encoding: String = client.query_one("SHOW server_encoding", &[]).await?.get(0);
+            let missing = schema::apply(client, self.schema).await?;
+            if missing.is_empty() {
+                write_nothing(client, data_type).await?;
+            }
+            Ok((encoding, missing))
         };
-        let missing = lease.finish(outcome)?;
+        let outcome = outcome.await;
+        let (encoding, missing) = lease.finish(outcome)?;
+        if encoding != "UTF8" {
+            // Each record with a character that it lacks would be refused, as if that were the record's fault.
+            let what = format!(
+                "the database has the encoding {encoding}, which lacks characters; create one with ENCODING 'UTF8'"
+            );
+            return Err(SinkError::new(Class::Fatal, "encoding", what));
+        }
         if missing.is_empty() {
             return Ok(());
         }
@@ -211,7 +224,11 @@ async fn write_nothing(
     let transaction = client.transaction().await?;
     let row =
         format!("INSERT INTO {data_type} (data_id, hash, data) VALUES ('rehearsal ' || gen_random_uuid(), '', '{{}}')");
-    transaction.execute(&row, &[]).await?;
+    match transaction.execute(&row, &[]).await {
+        // A check of the operator's own, which real records may well pass.
+        Err(e) if classify(&e).class != Class::Poison => return Err(e),
+        _ => {}
+    }
     transaction.rollback().await
 }
 

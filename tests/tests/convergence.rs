@@ -465,7 +465,7 @@ async fn maintenance_that_was_frozen_removes_nothing() -> Result<(), Error> {
     updates.end().await
 }
 
-/// Two replicas have closed a gate, one after the other: the first one's removal is over, the second one's is not.
+/// Two replicas have closed a gate, one after the other: the first one's removal is over, the second one's is not. Then it ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gate_is_opened_by_who_closed_it_last() -> Result<(), Error> {
     let stage = Stage::with_graph("gate").await?;
@@ -476,12 +476,19 @@ async fn a_gate_is_opened_by_who_closed_it_last() -> Result<(), Error> {
         let mut rows = graph.execute(query("MATCH (g:IngestGate) RETURN count(*) AS x")).await?;
         Ok(rows.next().await?.ok_or("no row")?.get("x")?)
     };
+    let run = |owner: &str| query("MERGE (r:IngestRun {version: 'x'}) SET r.owner = $owner").param("owner", owner);
     gate::close(&graph, DataType::Artists, &guards("frozen")).await?;
     gate::close(&graph, DataType::Artists, &guards("next")).await?;
+    graph.run(run("next")).await?;
     gate::open(&graph, DataType::Artists, &guards("frozen")).await?;
     gate::open(&graph, DataType::Labels, &guards("next")).await?;
     assert_eq!(closed().await?, 1);
     gate::open(&graph, DataType::Artists, &guards("next")).await?;
+    assert_eq!(closed().await?, 0);
+    // One that crashed has left it closed.
+    gate::close(&graph, DataType::Artists, &guards("next")).await?;
+    graph.run(run("another")).await?;
+    gate::open(&graph, DataType::Artists, &guards("another")).await?;
     assert_eq!(closed().await?, 0);
     stage.clean_up().await
 }

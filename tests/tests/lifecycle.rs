@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use xtask::process::Worker;
 use xtask::sample::file_complete;
+use xtask::services::script;
 
 /// Longest wait for anything that must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -511,6 +512,94 @@ async fn a_dropped_table_is_waited_out() -> Result<(), Error> {
     assert_rows(&stage, DataType::Artists, 10..40).await?;
     assert_no_dead_letters(&stage, "tableinator").await?;
     assert_eq!(worker.stop().await?.code(), Some(0));
+    stage.clean_up().await
+}
+
+/// The only message is broken, and at first that can't be noted. Nothing comes after it that would be committed.
+#[tokio::test(flavor = "multi_thread")]
+async fn trouble_ends_with_a_dead_letter_too() -> Result<(), Error> {
+    let stage = Stage::new("lastletter").await?;
+    let mut worker = stage.start("tableinator", &[("WRITE_TIMEOUT", "1")]).await?;
+    let locker = stage.postgres().await?;
+    locker.batch_execute("BEGIN; LOCK TABLE ingest_dead_letters IN ACCESS EXCLUSIVE MODE").await?;
+    stage.publish(DataType::Artists, ["{"]).await?;
+    let broken = |w: &Worker| w.metric("breaker_state", &["artists"]) == 1.0 && unready(w).is_some();
+    worker.until("in trouble", PATIENCE, broken).await?;
+    locker.batch_execute("ROLLBACK").await?;
+    let noted = |w: &Worker| w.metric("records_dead_lettered_total", &[]) == 1.0;
+    worker.until("through", PATIENCE, noted).await?;
+    let well = |w: &Worker| w.metric("breaker_state", &["artists"]) == 0.0 && unready(w).is_none();
+    worker.until("well", PATIENCE, well).await?;
+    assert_eq!(worker.stop().await?.code(), Some(0));
+    stage.clean_up().await
+}
+
+/// A check of the operator's own that every record passes, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_constraint_that_records_pass_stops_nothing() -> Result<(), Error> {
+    let stage = Stage::new("ownchecks").await?;
+    assert_eq!(stage.start("tableinator", &[]).await?.stop().await?.code(), Some(0));
+    let check = "ALTER TABLE artists ADD CHECK (length(hash) = 64)";
+    stage.postgres().await?.batch_execute(check).await?;
+    stage.publish(DataType::Artists, records(0..10)).await?;
+    stage.publish(DataType::Artists, [r#"{"type":"data","id":"short","sha256":"x","name":"x"}"#]).await?;
+    let mut worker = stage.start("tableinator", &[]).await?;
+    settled(&mut worker, 11).await?;
+    assert_rows(&stage, DataType::Artists, 0..10).await?;
+    let letters = stage.dead_letters("tableinator", DataType::Artists).await?;
+    assert_eq!(letters.iter().map(|l| l.header("dead-letter-code")).collect::<Vec<_>>(), ["23514"]);
+    assert_eq!(worker.stop().await?.code(), Some(0));
+    stage.clean_up().await
+}
+
+/// A database that can't hold every character would make dead letters of good records.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_lacks_characters_is_not_written_to() -> Result<(), Error> {
+    let stage = Stage::new("encoding").await?;
+    let admin = services().postgres(services().get("POSTGRES_DATABASE")).await?;
+    let name = &stage.database;
+    let again = format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'");
+    admin.batch_execute(&format!("DROP DATABASE {name}")).await?;
+    admin.batch_execute(&again).await?;
+    let mut worker = stage.spawn("tableinator", &[])?;
+    let complaint =
+        |w: &Worker| unready(w).is_some_and(|why| why.contains("LATIN1") && why.contains("ENCODING 'UTF8'"));
+    worker.until("complaining", PATIENCE, complaint).await?;
+    stage.declare("tableinator").await?;
+    stage.publish(DataType::Artists, records(0..5)).await?;
+    sleep(SOME_ATTEMPTS).await;
+    assert_no_dead_letters(&stage, "tableinator").await?;
+    drop(worker);
+    stage.clean_up().await
+}
+
+/// The broker's password is wrong at the start, right, wrong in mid-run, and right again, with one and the same worker.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_of_the_broker_is_waited_out() -> Result<(), Error> {
+    let stage = Stage::new("brokerpassword").await?;
+    let ctl = |arguments: &[&str]| tokio::task::block_in_place(|| script(&[&["ctl"], arguments].concat()));
+    let user = stage.database.as_str();
+    ctl(&["add_user", user, "another"])?;
+    ctl(&["set_permissions", user, ".*", ".*", ".*"])?;
+    let mut worker = stage.spawn("tableinator", &[("RABBITMQ_USERNAME", user), ("RABBITMQ_PASSWORD", "right")])?;
+    let mut ids = 0..0;
+    for _ in 0..2 {
+        let complaint = |w: &Worker| unready(w).is_some_and(|why| why.contains("ACCESS") || why.contains("refused"));
+        worker.until("complaining", PATIENCE, complaint).await?;
+        stage.declare("tableinator").await?;
+        ids = ids.end..ids.end + 30;
+        stage.publish(DataType::Artists, records(ids.clone())).await?;
+        sleep(SOME_ATTEMPTS).await;
+        ctl(&["change_password", user, "right"])?;
+        let committed = |w: &Worker| w.metric("records_committed_total", &[]) >= ids.end as f64;
+        worker.until("through", PATIENCE, committed).await?;
+        assert_rows(&stage, DataType::Artists, 0..ids.end).await?;
+        ctl(&["change_password", user, "another"])?;
+        ctl(&["close_all_user_connections", user, "test"])?;
+    }
+    assert_no_dead_letters(&stage, "tableinator").await?;
+    drop(worker);
+    ctl(&["delete_user", user])?;
     stage.clean_up().await
 }
 

@@ -12,6 +12,8 @@ use integration_tests::{Error, Job, Stage};
 use lapin::options::{BasicGetOptions, BasicNackOptions, QueuePurgeOptions};
 use lapin::types::AMQPValue;
 use neo4rs::query;
+use tokio::time::sleep;
+use xtask::bench::cpu::peak_mib;
 use xtask::process::Worker;
 use xtask::sample::{self, Spec};
 use xtask::services::{root, script};
@@ -34,11 +36,7 @@ async fn alone() -> Result<Stage, Error> {
 }
 
 impl Load {
-    async fn new(name: &'static str, seed: u64) -> Result<Load, Error> {
-        Load::sized(name, seed, 4000).await
-    }
-
-    async fn sized(name: &'static str, seed: u64, records: usize) -> Result<Load, Error> {
+    async fn new(name: &'static str, seed: u64, records: usize) -> Result<Load, Error> {
         let stage = alone().await?;
         stage.declare(name).await?;
         let s = sample::generate(&Spec { seed, records });
@@ -82,54 +80,15 @@ impl Load {
         }
         stage.clean_up().await
     }
-
-    async fn through(self, outage: &[&str]) -> Result<(), Error> {
-        let worker = self.midway(&[]).await?;
-        for command in outage {
-            let words: Vec<&str> = command.split(' ').collect();
-            tokio::task::block_in_place(|| script(&words))?;
-        }
-        self.finish(worker).await
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn postgres_restarts() -> Result<(), Error> {
-    Load::new("tableinator", 21).await?.through(&["restart postgres"]).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn postgres_is_killed() -> Result<(), Error> {
-    Load::new("tableinator", 22).await?.through(&["kill postgres", "start postgres"]).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn neo4j_restarts() -> Result<(), Error> {
-    Load::new("graphinator", 23).await?.through(&["restart neo4j"]).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn neo4j_is_killed() -> Result<(), Error> {
-    Load::new("graphinator", 24).await?.through(&["kill neo4j", "start neo4j"]).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn rabbitmq_restarts_under_tableinator() -> Result<(), Error> {
-    Load::new("tableinator", 25).await?.through(&["restart rabbitmq"]).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn rabbitmq_is_killed_under_graphinator() -> Result<(), Error> {
-    Load::new("graphinator", 26).await?.through(&["kill rabbitmq", "start rabbitmq"]).await
 }
 
 /// A long outage: before the broker's consumer timeout the messages go back, nothing is consumed until the database
-/// answers again, and then everything arrives.
-#[tokio::test(flavor = "multi_thread")]
-async fn messages_are_handed_back_in_a_long_outage() -> Result<(), Error> {
-    let load = Load::new("tableinator", 27).await?;
+/// answers again, memory does not grow meanwhile, and then everything arrives.
+async fn messages_are_handed_back(worker: &'static str, database: &str, seed: u64) -> Result<(), Error> {
+    let load = Load::new(worker, seed, 4000).await?;
     let mut worker = load.midway(&[("RABBITMQ_CONSUMER_TIMEOUT", "10")]).await?;
-    script(&["kill", "postgres"])?;
+    let before = peak_mib(worker.pid());
+    tokio::task::block_in_place(|| script(&["kill", database]))?;
     // The other types may be through already; an idle consumer holds nothing and stays.
     let given_up = |w: &Worker| {
         let consumers =
@@ -141,8 +100,22 @@ async fn messages_are_handed_back_in_a_long_outage() -> Result<(), Error> {
     assert!(load.stage.ready_count(&releases).await? > 0, "the messages are with the broker");
     let (code, reasons) = worker.get("/ready")?;
     assert!(code == 503 && reasons.contains("releases: "), "{reasons}");
-    script(&["start", "postgres"])?;
+    // Several looks whether it is back.
+    sleep(Duration::from_secs(10)).await;
+    let grown = peak_mib(worker.pid()) - before;
+    assert!(before > 0.0 && grown < 8.0, "{grown} MiB more than {before} in the outage");
+    tokio::task::block_in_place(|| script(&["start", database]))?;
     load.finish(worker).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_outage_of_postgres_hands_messages_back() -> Result<(), Error> {
+    messages_are_handed_back("tableinator", "postgres", 27).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_outage_of_neo4j_hands_messages_back() -> Result<(), Error> {
+    messages_are_handed_back("graphinator", "neo4j", 28).await
 }
 
 /// How often a worker has paused a type.
@@ -356,7 +329,7 @@ impl Drop for LittleMemory {
 /// Neo4j has no room for a whole batch in one transaction: it is halved until its parts fit, and nobody is blamed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_beyond_neo4j_s_memory_is_halved() -> Result<(), Error> {
-    let load = Load::sized("graphinator", 29, 1000).await?;
+    let load = Load::new("graphinator", 29, 1000).await?;
     let little = LittleMemory::new()?;
     let mut worker = load.stage.start("graphinator", &[("NEO4J_BATCH_SIZE", "2000")]).await?;
     settled(&mut worker, load.total).await?;

@@ -8,6 +8,7 @@ use integration_tests::oracle::{self, Messages};
 use integration_tests::stage::{PATIENT, controlled, controls, settled, stop_clean, within};
 use integration_tests::states;
 use integration_tests::{Error, Stage};
+use lapin::options::{BasicGetOptions, BasicNackOptions};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 use tokio_postgres::Client;
@@ -898,6 +899,53 @@ async fn a_dead_letter_prevents_that_type_s_purge_in_this_run() -> Result<(), Er
     for t in types {
         fed.end(t, &run_since("20260201", &Utc::now().to_rfc3339())).await?;
         assert!(!fed.ids(t).await?.contains(&"stale1".to_owned()), "{t}");
+    }
+    fed.finish().await
+}
+
+/// The broker dead-letters what was delivered too often, and asks nobody: a message that is about to be one counts already.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_the_broker_may_dead_letter_prevents_the_purge_too() -> Result<(), Error> {
+    let fed = Fed::new("brokersown", &[]).await?;
+    let types = [DataType::Artists, DataType::Labels];
+    for t in types {
+        fed.fill(t, "stale", 1, LONG_AGO).await?;
+        fed.fill(t, "fresh", 8, FAR_AHEAD).await?;
+    }
+    let started_at = Utc::now().to_rfc3339();
+    let Fed { stage, worker, .. } = fed;
+    stop_clean(&stage, "tableinator", worker).await?;
+    for (t, times) in types.into_iter().zip([15, 3]) {
+        stage.publish(t, [r#"{"id":"new"}"#]).await?;
+        let queue = stage.topology("tableinator", t).queue;
+        for _ in 0..times {
+            let message = stage.channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await?;
+            let again = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+            message.ok_or("it did not come back")?.delivery.acker.nack(again).await?;
+        }
+    }
+    let mut fed = Fed::on(stage, &[]).await?;
+    for (t, stays) in types.into_iter().zip([true, false]) {
+        fed.end(t, &run_since("20260101", &started_at)).await?;
+        assert!(fed.ids(t).await?.contains(&"new".to_owned()), "{t}");
+        assert_eq!(fed.ids(t).await?.contains(&"stale1".to_owned()), stays, "{t}");
+    }
+    fed.finish().await
+}
+
+/// The extractor's clock says what the database's takes for the future. By up to a minute the run's beginning is moved; beyond,
+/// nothing is fresh for certain.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_whose_clock_is_behind_purges_with_care() -> Result<(), Error> {
+    let mut fed = Fed::new("clock", &[]).await?;
+    for (t, ahead, kept) in [(DataType::Artists, 3600, true), (DataType::Labels, 30, false)] {
+        let late = |seconds: i64| (Utc::now() - chrono::Duration::seconds(seconds)).to_rfc3339();
+        fed.fill(t, "stale", 1, LONG_AGO).await?;
+        // Written 20 s ago by the database's clock, which is 30 s behind: after the run's beginning.
+        fed.fill(t, "fresh", 8, &late(20)).await?;
+        fed.end(t, &run_since("20260101", &late(-ahead))).await?;
+        assert_eq!(fed.ids(t).await?.contains(&"stale1".to_owned()), kept, "{t}");
+        assert_eq!(fed.ids(t).await?.len(), 8 + usize::from(kept), "{t}");
     }
     fed.finish().await
 }

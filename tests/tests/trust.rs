@@ -1,6 +1,5 @@
 //! One fault at a time in the middle of a load with several versions of each record and culprits among them. What must
-//! hold at the end is in `integration_tests::trust`. Servers that are killed or restarted alone are in `outages`; both
-//! happen in `trust_mixed`.
+//! hold at the end is in `integration_tests::trust`. Several faults at a time are in `trust_mixed`.
 
 use integration_tests::Error;
 use integration_tests::trust::faults::Fault;
@@ -50,14 +49,19 @@ survives! {
     tableinator_is_frozen_and_wakes_up: "tableinator", WorkerFrozen;
     graphinator_is_frozen_and_wakes_up: "graphinator", WorkerFrozen;
     tableinator_s_way_to_the_broker: "tableinator", BrokerCut, BrokerReset, BrokerFrozen, BrokerSlow;
-    graphinator_s_way_to_the_broker: "graphinator", BrokerReset, BrokerFrozen;
+    graphinator_s_way_to_the_broker: "graphinator", BrokerCut, BrokerReset, BrokerFrozen, BrokerSlow;
     tableinator_s_way_to_postgres: "tableinator", DatabaseCut, DatabaseReset, DatabaseFrozen, DatabaseSlow;
     graphinator_s_way_to_neo4j: "graphinator", DatabaseCut, DatabaseReset, DatabaseFrozen, DatabaseSlow;
     tableinator_s_queue_is_deleted: "tableinator", QueueDeleted;
     graphinator_s_queue_is_deleted: "graphinator", QueueDeleted;
     the_broker_wants_tableinator_s_deliveries_back: "tableinator", ConsumerTimeout;
     the_broker_wants_graphinator_s_deliveries_back: "graphinator", ConsumerTimeout;
-    the_broker_is_short_of_memory: "tableinator", MemoryAlarm;
+    the_broker_is_short_of_memory_for_tableinator: "tableinator", MemoryAlarm;
+    the_broker_is_short_of_memory_for_graphinator: "graphinator", MemoryAlarm;
+    the_broker_goes_down_under_tableinator: "tableinator", BrokerKilled, BrokerRestarted;
+    the_broker_goes_down_under_graphinator: "graphinator", BrokerKilled, BrokerRestarted;
+    postgres_goes_down: "tableinator", PostgresKilled, PostgresRestarted;
+    neo4j_goes_down: "graphinator", Neo4jKilled, Neo4jRestarted;
     backends_are_terminated: "tableinator", BackendsTerminated;
     no_connection_is_left: "tableinator", OutOfConnections;
     the_database_is_read_only: "tableinator", ReadOnly;

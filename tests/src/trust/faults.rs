@@ -18,6 +18,8 @@ use crate::stage::{services, within};
 
 /// A worker is frozen for no longer than this.
 const TAKEOVER: Duration = Duration::from_secs(15);
+/// A way that is slow stays so for this many chunks.
+const SLOW: u64 = 40;
 
 /// Everything that can be broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -236,18 +238,21 @@ impl Run {
         let code = |code: &str| workers.metric("retries_total", &[&format!("code=\"{code}")]);
         Ok(match fault {
             WorkerKilled => workers.metric("redelivered_total", &[]),
-            // What was committed comes back and is found as it is.
-            WorkerKilledBeforeAck => workers
-                .metric("redelivered_total", &[])
-                .min(workers.metric("records_committed_total", &["outcome=\"unchanged\""])),
+            // All that was committed comes back.
+            WorkerKilledBeforeAck => {
+                f64::from(u8::from(self.unheard > 0.0 && workers.metric("redelivered_total", &[]) >= self.unheard))
+            }
             WorkerStopped => workers.ended as f64,
             WorkerFrozen => workers.aware() as f64,
             BrokerCut | BrokerReset | BrokerKilled | BrokerRestarted => {
                 workers.metric("reconnects_total", &["peer=\"broker\""])
             }
+            // Heartbeats are missed, and a new connection is as dead.
+            BrokerFrozen => f64::from(u8::from(workers.metric("connected", &["peer=\"broker\""]) == 0.0)),
             QueueDeleted => workers.metric("reconnects_total", &["peer=\"queue\""]),
-            BrokerFrozen | BrokerSlow => self.links[squad].broker.held() as f64,
-            DatabaseSlow => self.links[squad].database.held() as f64,
+            // Some batches long.
+            BrokerSlow => (self.links[squad].broker.held() / SLOW) as f64,
+            DatabaseSlow => (self.links[squad].database.held() / SLOW) as f64,
             DatabaseCut | DatabaseReset | PostgresKilled | PostgresRestarted | Neo4jKilled | Neo4jRestarted => {
                 workers.metric("retries_total", &["class=\"transient\""])
             }
@@ -297,6 +302,7 @@ impl Run {
                     }
                     sleep(Duration::from_millis(10)).await;
                 }
+                self.unheard = workers.metric("records_committed_total", &[]) - before;
                 workers.kill(which).await?;
                 // What it had said and was not heard must not be heard later.
                 link.broker.cut();

@@ -78,6 +78,8 @@ pub struct Run {
     /// The workers' name in PostgreSQL and Neo4j.
     user: String,
     injected: usize,
+    /// What a worker had committed, and acknowledged in vain, when it was killed.
+    unheard: f64,
     /// Queues that were deleted, by squad and type. While what was in them is away, the end of a run may take effect.
     lost: BTreeSet<(usize, DataType)>,
     _servers: Servers,
@@ -197,6 +199,7 @@ impl Run {
             rng: fastrand::Rng::with_seed(options.seed),
             user,
             injected: 0,
+            unheard: 0.0,
             lost: BTreeSet::new(),
             _servers: servers,
         })
