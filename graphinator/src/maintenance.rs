@@ -147,12 +147,15 @@ impl Maintenance {
     }
 }
 
+/// The oldest run that is to be maintained, unless another replica is at one: both would open and close the same gates.
 fn claim(owner: &str) -> Query {
     query(
         "MATCH (r:IngestRun) WHERE r.requested > r.completed
          SET r.touched = datetime()
-         WITH r WHERE r.requested > r.completed AND (r.owner IS NULL OR r.owner = $owner OR r.lease < timestamp())
-         WITH r ORDER BY r.started LIMIT 1
+         WITH r WHERE r.requested > r.completed
+         WITH collect(r) AS runs
+         WHERE none(r IN runs WHERE coalesce(r.owner <> $owner AND r.lease >= timestamp(), false))
+         UNWIND runs AS r WITH r ORDER BY r.started LIMIT 1
          SET r.owner = $owner, r.lease = timestamp() + $lease
          RETURN r.version AS version, r.requested AS requested",
     )

@@ -103,8 +103,9 @@ pub const fn label(data_type: DataType) -> &'static str {
 }
 
 /// Artists and labels refer to their like, in both directions: the ids of a batch's records and of their targets are merged in one
-/// sorted pass, so that two batches with the same ids meet at the first of them and not crosswise. Everything after that names
-/// nodes by their position in `everyone`. Whether a node had a record is looked at once it is locked.
+/// sorted pass, each once, so that two batches that bring the same ids meet at the first of them and not crosswise. Everything after
+/// that names nodes by their position in `everyone`. Whether a node had a record is looked at once it is locked; if it is without `_v` then,
+/// somebody has deleted it meanwhile, and Neo4j has ignored the SET.
 const ARTISTS: &str = "
 UNWIND $ids AS id
 MERGE (n:Artist {id: id})
@@ -112,7 +113,7 @@ WITH collect(n) AS everyone
 CALL (everyone) {
   UNWIND $rows AS r WITH r, everyone[r.at] AS n
   SET n._v = 1
-  WITH r, n, n.sha256 IS NOT NULL AS had
+  WITH r, n, n.sha256 IS NOT NULL OR n._v IS NULL AS had
   SET n.name = r.name, n.resource_url = $url + n.id, n.releases_url = $url + n.id + '/releases', n.sha256 = r.sha256
   RETURN collect(n) AS nodes, collect(had) AS had
 }
@@ -136,7 +137,7 @@ WITH collect(n) AS everyone
 CALL (everyone) {
   UNWIND $rows AS r WITH r, everyone[r.at] AS n
   SET n._v = 1
-  WITH r, n, n.sha256 IS NOT NULL AS had
+  WITH r, n, n.sha256 IS NOT NULL OR n._v IS NULL AS had
   SET n.name = r.name, n.sha256 = r.sha256
   RETURN collect(n) AS nodes, collect(had) AS had
 }
@@ -176,7 +177,7 @@ const MASTER_NODES: &str = "
 UNWIND $rows AS r
 MERGE (n:Master {id: r.id})
 SET n._v = 1
-WITH r, n, n.sha256 IS NOT NULL AS had
+WITH r, n, n.sha256 IS NOT NULL OR n._v IS NULL AS had
 SET n.title = r.title, n.year = r.year, n.sha256 = r.sha256, n._only_genre = r.only_genre
 WITH collect(n) AS nodes, collect(had) AS had";
 
@@ -185,7 +186,7 @@ const RELEASE_NODES: &str = "
 UNWIND $rows AS r
 MERGE (n:Release {id: r.id})
 SET n._v = 1
-WITH r, n, n.sha256 IS NOT NULL AS had
+WITH r, n, n.sha256 IS NOT NULL OR n._v IS NULL AS had
 SET n.title = r.title, n.year = r.year, n.formats = r.formats, n.sha256 = r.sha256, n._only_genre = r.only_genre,
     n.catalog_number = CASE
       WHEN r.catalog_number IS NOT NULL THEN r.catalog_number
@@ -213,8 +214,9 @@ CALL (nodes, persons) {
   $EDGE (o)-[e:CREDITED_ON {role: c[2]}]->(n) SET e.category = c[3], e._artists = c[4]
 }
 CALL (persons) {
-  UNWIND $known AS k UNWIND k.persons AS i WITH k.artist AS id, persons[i] AS o
-  OPTIONAL MATCH (a:Artist {id: id}) USING INDEX SEEK a:Artist(id)
+  UNWIND $known AS k
+  OPTIONAL MATCH (a:Artist {id: k.artist}) USING INDEX SEEK a:Artist(id)
+  UNWIND k.persons AS i WITH k.artist AS id, persons[i] AS o, a
   FOREACH (known IN CASE WHEN a IS NULL THEN [] ELSE [a] END | MERGE (o)-[:SAME_AS]->(known))
   FOREACH (_ IN CASE WHEN a IS NULL THEN [1] ELSE [] END |
     MERGE (w:IngestPendingLink {pair: id + ' ' + o.name}) ON CREATE SET w.artist = id, w.person = o.name)
@@ -465,7 +467,9 @@ impl<'a> Edges<'a> {
                     artists.entry(artist).or_default().insert(person);
                 }
             }
-            credits.extend(roles.into_iter().map(|((at, role), artists)| {
+            credits.extend(roles.into_iter().map(|((at, role), mut artists)| {
+                artists.sort_unstable();
+                artists.dedup();
                 let artists = match artists.as_slice() {
                     [] => BoltType::Null(BoltNull),
                     [one] => (*one).into(),

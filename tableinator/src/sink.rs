@@ -107,6 +107,9 @@ impl Sink for PostgresSink {
         let client = lease.client()?;
         let outcome = async {
             let encoding: String = client.query_one("SHOW server_encoding", &[]).await?.get(0);
+            if encoding != "UTF8" {
+                return Ok((encoding, Vec::new()));
+            }
             let missing = schema::apply(client, self.schema).await?;
             if missing.is_empty() {
                 write_nothing(client, data_type).await?;
@@ -118,7 +121,7 @@ impl Sink for PostgresSink {
         if encoding != "UTF8" {
             // Each record with a character that it lacks would be refused, as if that were the record's fault.
             let what = format!(
-                "the database has the encoding {encoding}, which lacks characters; create one with ENCODING 'UTF8'"
+                "the database has the encoding {encoding}, which can't hold every character; create one with ENCODING 'UTF8'"
             );
             return Err(SinkError::new(Class::Fatal, "encoding", what));
         }

@@ -537,6 +537,24 @@ async fn what_a_run_brought_before_the_end_of_the_one_before_it_stays() -> Resul
     updates.end().await
 }
 
+/// The other way round: the node was found, and is deleted before it is locked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_whose_node_is_deleted_meanwhile_is_written_all_the_same() -> Result<(), Error> {
+    let mut updates = Updates::new("deletedmeanwhile").await?;
+    for (t, label) in DataType::ALL.into_iter().zip(["Artist", "Label", "Master", "Release"]) {
+        updates.run(&format!("CREATE (:{label} {{id: '7'}})")).await?;
+        let mut deletion = updates.graph.start_txn().await?;
+        deletion.run(query(&format!("MATCH (n:{label} {{id: '7'}}) DELETE n"))).await?;
+        updates.stage.publish(t, many(7..=7, "a")).await?;
+        updates.published += 1;
+        updates.blocked().await?;
+        deletion.commit().await?;
+        settled(&mut updates.worker, updates.published).await?;
+        assert_eq!(updates.count(&format!("(:{label} {{id: '7', sha256: 'a'}})")).await?, 1, "{label}");
+    }
+    updates.end().await
+}
+
 /// A node that is there for others only becomes a record without edges while a sweep looks at it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_becomes_a_record_meanwhile_is_not_swept() -> Result<(), Error> {

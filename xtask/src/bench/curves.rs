@@ -35,6 +35,21 @@ const REPLICAS: [usize; 3] = [1, 2, 4];
 /// Longest wait for replicas to share the queues, and for them to drain these.
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// What is varied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Curve {
+    /// Records per batch, and the adaptive mode against the best of them
+    BatchSize,
+    /// Messages that a worker may hold
+    Prefetch,
+    /// Bytes of a message
+    RecordSize,
+    /// Records that table or graph have before
+    Stock,
+    /// Workers of a kind
+    Replicas,
+}
+
 /// One place on a curve.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 pub struct Point {
@@ -80,19 +95,6 @@ impl Chart {
     }
 }
 
-/// The adaptive mode, and the best of the fixed sizes.
-#[derive(Clone, Copy, Debug)]
-struct AgainstFixed {
-    adaptive: Spread,
-    best: f64,
-}
-
-impl AgainstFixed {
-    fn print(&self) {
-        println!("   adaptive  {:<32}   {:.2} of the best fixed size", self.adaptive, self.adaptive.median / self.best);
-    }
-}
-
 /// Measures all curves, prints them, and writes `curves.json` and a plot of each.
 ///
 /// # Errors
@@ -102,15 +104,21 @@ pub async fn run(services: &Services, options: &Options) -> Result<(), Error> {
     for worker in compare::WORKERS.into_iter().filter(|worker| options.measures(worker)) {
         step(&format!("curves of the {worker}"));
         let sweep = Sweep { services, options, worker, binary: demo::binary(worker)? };
-        let (sizes, adaptive) = sweep.batch_sizes().await?;
-        let mut taken = vec![sizes, sweep.prefetches().await?, sweep.record_sizes().await?, sweep.replicas().await?];
-        taken.extend(sweep.stocks().await?);
-        adaptive.print();
-        for chart in &taken {
-            chart.print();
-            plot::draw(chart, &directory()?.join(format!("{worker}-{}.svg", chart.name)))?;
+        let all = [Curve::BatchSize, Curve::Prefetch, Curve::RecordSize, Curve::Stock, Curve::Replicas];
+        for curve in all.into_iter().filter(|curve| options.curves.is_empty() || options.curves.contains(curve)) {
+            let taken = match curve {
+                Curve::BatchSize => vec![sweep.batch_sizes().await?],
+                Curve::Prefetch => vec![sweep.prefetches().await?],
+                Curve::RecordSize => vec![sweep.record_sizes().await?],
+                Curve::Stock => sweep.stocks().await?,
+                Curve::Replicas => vec![sweep.replicas().await?],
+            };
+            for chart in &taken {
+                chart.print();
+                plot::draw(chart, &directory()?.join(format!("{worker}-{}.svg", chart.name)))?;
+            }
+            charts.extend(taken);
         }
-        charts.extend(taken);
     }
     demo::empty(services).await?;
     let path = directory()?.join("curves.json");
@@ -165,7 +173,7 @@ impl<'a> Sweep<'a> {
     }
 
     /// Fixed sizes, and the adaptive mode in its turn among them: it may go up to the largest of these.
-    async fn batch_sizes(&self) -> Result<(Chart, AgainstFixed), Error> {
+    async fn batch_sizes(&self) -> Result<Chart, Error> {
         let (mut points, mut adaptive) = (Vec::new(), Vec::new());
         let largest = BATCH_SIZES.into_iter().max().unwrap_or_default();
         let mut settings = self.settings(largest, None);
@@ -179,9 +187,10 @@ impl<'a> Sweep<'a> {
                 adaptive.push(self.first_loads(&bench, &settings, size).await?.rate.median);
             }
         }
-        let fixed = points.iter().map(|point| point.rate.median).collect();
-        let chart = self.chart("batch-size", "records per batch", "releases, first load", points);
-        Ok((chart, AgainstFixed { adaptive: Spread::of(adaptive), best: Spread::of(fixed).highest }))
+        let best = Spread::of(points.iter().map(|point| point.rate.median).collect()).highest;
+        let adaptive = Spread::of(adaptive);
+        println!("   adaptive  {adaptive:<32}   {:.2} of the best fixed size", adaptive.median / best);
+        Ok(self.chart("batch-size", "records per batch", "releases, first load", points))
     }
 
     async fn prefetches(&self) -> Result<Chart, Error> {
@@ -205,11 +214,13 @@ impl<'a> Sweep<'a> {
         Ok(self.chart("record-size", "bytes per message", "artists with a long profile, first load", points))
     }
 
-    /// New records, and the same ones again, beside more and more others.
-    async fn stocks(&self) -> Result<[Chart; 2], Error> {
+    /// New records, and the same ones again, beside more and more others; in the tables also marked in their rows, for comparison.
+    async fn stocks(&self) -> Result<Vec<Chart>, Error> {
         let count = records(self.worker, DataType::Artists);
         let bench = Bench::new(self.services, self.worker, DataType::Artists, count).await?;
-        let (mut first, mut unchanged) = (Vec::new(), Vec::new());
+        let (mut first, mut unchanged, mut touched) = (Vec::new(), Vec::new(), Vec::new());
+        let touch =
+            [self.options.settings.clone(), vec![("POSTGRES_UNCHANGED".to_owned(), "touch".to_owned())]].concat();
         let mut stock = 0;
         demo::empty(self.services).await?;
         for size in if self.tables() { ROWS } else { NODES }.map(|size| self.options.scaled(size)) {
@@ -217,21 +228,29 @@ impl<'a> Sweep<'a> {
                 self.stock(stock, size).await?;
                 stock = size;
             }
-            let (mut news, mut olds) = (Vec::new(), Vec::new());
+            let (mut news, mut olds, mut touches) = (Vec::new(), Vec::new(), Vec::new());
             for _ in 0..self.options.rounds {
                 news.push(bench.drain(&self.binary, &self.options.settings, "curve").await?);
                 olds.push(bench.drain(&self.binary, &self.options.settings, "curve").await?);
+                if self.tables() {
+                    touches.push(bench.drain(&self.binary, &touch, "curve").await?);
+                }
                 self.remove_measured().await?;
             }
             let x = (stock + count) as f64;
             first.push(Point::of(x, &news));
             unchanged.push(Point::of(x, &olds));
+            touched.push(Point::of(x, &touches));
         }
         let x = if self.tables() { "rows in the table" } else { "artists in the graph" };
-        Ok([
+        let mut charts = vec![
             self.chart("stock-first", x, "artists, first load", first),
             self.chart("stock-unchanged", x, "artists, unchanged", unchanged),
-        ])
+        ];
+        if self.tables() {
+            charts.push(self.chart("stock-touched", x, "artists, unchanged, with POSTGRES_UNCHANGED=touch", touched));
+        }
+        Ok(charts)
     }
 
     /// Adds artists with ids of ten digits, longer than any other, from the `from`th to the `to`th.

@@ -26,6 +26,9 @@ pub struct Options {
     /// Only these types [default: all]
     #[arg(long = "type", value_name = "TYPE", value_parser = data_type)]
     types: Vec<DataType>,
+    /// Of the curves only these [default: all]
+    #[arg(long = "curve", value_enum, value_name = "CURVE")]
+    curves: Vec<curves::Curve>,
     /// A setting of the workers, NAME=VALUE
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
     settings: Vec<(String, String)>,
