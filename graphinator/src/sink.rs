@@ -154,18 +154,8 @@ impl Sink for Neo4jSink {
         let prune = prune::statement(data_type, &[]);
         let [free, locked] = [Look::Free, Look::Locked].map(|look| statements::check(data_type, &[], look));
         let note = statements::note_seen(data_type, &[], Some(&Claim::new("", 0)));
-        let [known, awaited, link] =
-            [statements::known(Vec::new()), statements::awaited(Vec::new()), statements::link(Vec::new())];
-        for statement in [
-            note,
-            free,
-            locked,
-            prune,
-            statements::write(data_type, &[], Edge::Merge, &HashSet::new()),
-            known,
-            awaited,
-            link,
-        ] {
+        let [awaited, link] = [statements::awaited(Vec::new()), statements::link(Vec::new())];
+        for statement in [note, free, locked, prune, statements::write(data_type, &[], Edge::Merge), awaited, link] {
             graph.run(statement).await.map_err(|e| self.failed(&e))?;
         }
         Ok(())
@@ -290,22 +280,6 @@ async fn link_awaited(transaction: &mut Txn, artists: Vec<String>) -> Result<(),
     if awaited.is_empty() { Ok(()) } else { transaction.run(statements::link(awaited)).await }
 }
 
-/// The artists that credits of these records can be linked to: those that exist, and those that the records bring themselves. (An artist
-/// that another statement of this batch brings is found by [`link_awaited`].)
-async fn known(transaction: &mut Txn, records: &[&Record<Payload>]) -> Result<HashSet<String>, neo4rs::Error> {
-    let credited = statements::credited_artists(records);
-    if credited.is_empty() {
-        return Ok(HashSet::new());
-    }
-    let mut known = HashSet::new();
-    let mut rows = transaction.execute(statements::known(credited)).await?;
-    while let Some(row) = rows.next(&mut *transaction).await? {
-        known = row.get("ids")?;
-    }
-    known.extend(statements::made_artists(records));
-    Ok(known)
-}
-
 async fn compare(
     transaction: &mut Txn,
     data_type: DataType,
@@ -367,13 +341,12 @@ async fn write<'a>(
     let new = |i: &usize| own_edges && !unchanged.contains(i) && !changed.contains(i) && !bare.contains(i);
     let mut fresh = true;
     let rest = at(&|i| !unchanged.contains(&i));
-    let known = known(transaction, &rest).await?;
     let positions = |wanted: &dyn Fn(usize) -> bool| (0..batch.len()).filter(|i| wanted(*i)).collect::<Vec<_>>();
     let merged = |i: usize| !new(&i) && !unchanged.contains(&i);
     for (positions, edge) in [(positions(&|i| new(&i)), Edge::Create), (positions(&merged), Edge::Merge)] {
         if !positions.is_empty() {
             let records: Vec<_> = positions.iter().map(|i| batch[*i]).collect();
-            let mut rows = transaction.execute(statements::write(data_type, &records, edge, &known)).await?;
+            let mut rows = transaction.execute(statements::write(data_type, &records, edge)).await?;
             while let Some(row) = rows.next(&mut *transaction).await? {
                 let had: Vec<usize> = row.get("had")?;
                 fresh &= had.iter().all(|at| positions.get(*at).is_some_and(|i| changed.contains(i)));

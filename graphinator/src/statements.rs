@@ -6,7 +6,7 @@
 //! parameters carry only what is used. What is looked up by its key says so (USING INDEX SEEK): a plan that was made for an empty
 //! graph would go through all nodes of the label, or through all of an index for each row, until it is made anew.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::DataType;
 use common::sink::Record;
@@ -195,8 +195,7 @@ SET n.title = r.title, n.year = r.year, n.formats = r.formats, n.sha256 = r.sha2
     n._catalog_number = r.catalog_number
 WITH collect(n) AS nodes, collect(had) AS had";
 
-/// A credit whose artist does not exist yet is written down; [`link`] makes the edge when the artist comes. What exists is [looked
-/// up](known) before: a writing statement would lock the id of each artist that does not.
+/// A credit whose artist does not exist yet is written down; [`link`] makes the edge when the artist comes.
 const RELEASE_EDGES: &str = "
 CALL (nodes) {
   UNWIND $labels AS t MERGE (o:Label {id: t.key})
@@ -208,22 +207,18 @@ CALL (nodes) {
   WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
   $EDGE (n)-[:DERIVED_FROM]->(o)
 }
-CALL () { UNWIND $persons AS name MERGE (o:Person {name: name}) RETURN collect(o) AS persons }
-CALL (nodes, persons) {
-  UNWIND $credits AS c WITH c, persons[c[0]] AS o, nodes[c[1]] AS n
-  $EDGE (o)-[e:CREDITED_ON {role: c[2]}]->(n) SET e.category = c[3], e._artists = c[4]
-}
-CALL (persons) {
-  UNWIND $known AS k
-  OPTIONAL MATCH (a:Artist {id: k.artist}) USING INDEX SEEK a:Artist(id)
-  UNWIND k.persons AS i WITH k.artist AS id, persons[i] AS o, a
-  FOREACH (known IN CASE WHEN a IS NULL THEN [] ELSE [a] END | MERGE (o)-[:SAME_AS]->(known))
-  FOREACH (_ IN CASE WHEN a IS NULL THEN [1] ELSE [] END |
-    MERGE (w:IngestPendingLink {pair: id + ' ' + o.name}) ON CREATE SET w.artist = id, w.person = o.name)
+CALL (nodes) {
+  UNWIND $persons AS p MERGE (o:Person {name: p.key})
+  WITH nodes, o, p UNWIND p.credits AS c WITH o, c, nodes[c[0]] AS n
+  $EDGE (o)-[e:CREDITED_ON {role: c[1]}]->(n) SET e.category = c[2], e._artists = c[3]
 }
 CALL () {
-  UNWIND $unknown AS u UNWIND u.persons AS i WITH u.artist AS id, $persons[i] AS name
-  MERGE (w:IngestPendingLink {pair: id + ' ' + name}) ON CREATE SET w.artist = id, w.person = name
+  UNWIND $persons AS p UNWIND p.artists AS id
+  MATCH (o:Person {name: p.key}) USING INDEX SEEK o:Person(name)
+  OPTIONAL MATCH (a:Artist {id: id}) USING INDEX SEEK a:Artist(id)
+  FOREACH (known IN CASE WHEN a IS NULL THEN [] ELSE [a] END | MERGE (o)-[:SAME_AS]->(known))
+  FOREACH (_ IN CASE WHEN a IS NULL THEN [1] ELSE [] END |
+    MERGE (w:IngestPendingLink {pair: id + ' ' + p.key}) ON CREATE SET w.artist = id, w.person = p.key)
 }";
 
 /// How the edges of masters and releases come about.
@@ -238,9 +233,8 @@ pub enum Edge {
 const HAD: &str = "\nRETURN [i IN range(0, size(had) - 1) WHERE had[i]] AS had";
 
 /// Writes nodes and edges of new and changed records. The statement's row has the positions of those that were there already (`had`), seen when
-/// their nodes were locked. If one of them was taken for new, the transaction must not be committed. `known` are artists that credits may be
-/// linked to at once.
-pub fn write(data_type: DataType, records: &[&Record<Payload>], edge: Edge, known: &HashSet<String>) -> Query {
+/// their nodes were locked. If one of them was taken for new, the transaction must not be committed.
+pub fn write(data_type: DataType, records: &[&Record<Payload>], edge: Edge) -> Query {
     let everyone = everyone(records);
     let place = |id: &str| position(everyone.partition_point(|other| *other < id));
     let mut rows = Vec::with_capacity(records.len());
@@ -284,7 +278,9 @@ pub fn write(data_type: DataType, records: &[&Record<Payload>], edge: Edge, know
             .param("url", ARTIST_URL),
         DataType::Labels => edges.targets(&["parents", "sublabels"], place, query).param("ids", list(everyone)),
         DataType::Masters => edges.works(&[], query),
-        DataType::Releases => edges.credits(known, edges.works(&["labels", "masters"], query)),
+        DataType::Releases => edges
+            .works(&["labels", "masters"], query)
+            .param("persons", list(edges.persons.iter().map(|(name, credits)| person_row(name, credits)))),
     }
 }
 
@@ -307,12 +303,6 @@ fn everyone<'a>(records: &[&'a Record<Payload>]) -> Vec<&'a str> {
     ids.sort_unstable();
     ids.dedup();
     ids
-}
-
-/// Which of these artists exist. Only reads.
-pub fn known(artists: Vec<String>) -> Query {
-    query("UNWIND $artists AS id MATCH (a:Artist {id: id}) USING INDEX SEEK a:Artist(id) RETURN collect(id) AS ids")
-        .param("artists", artists)
 }
 
 /// Which of these artists a SAME_AS edge is waiting for. Only reads, and so locks nothing; the first line costs nothing when none waits.
@@ -355,19 +345,16 @@ pub fn made_artists(records: &[&Record<Payload>]) -> Vec<String> {
     sorted(ids)
 }
 
-/// The ids of all artists that these records credit, sorted.
-pub fn credited_artists(records: &[&Record<Payload>]) -> Vec<String> {
-    let credits = records.iter().flat_map(|record| match &record.payload {
-        Payload::Release(_, edition) => edition.credits.as_slice(),
-        _ => &[],
-    });
-    sorted(credits.filter_map(|credit| credit.artist.as_ref()).collect())
-}
-
 /// The ids of all artists that these records make exist or are waiting for, sorted.
 pub fn artist_ids(records: &[&Record<Payload>]) -> Vec<String> {
-    let [made, credited] = [made_artists(records), credited_artists(records)];
-    sorted(made.iter().chain(&credited).collect())
+    let made = made_artists(records);
+    let mut ids: Vec<&String> = made.iter().collect();
+    for record in records {
+        if let Payload::Release(_, edition) = &record.payload {
+            ids.extend(edition.credits.iter().filter_map(|c| c.artist.as_ref()));
+        }
+    }
+    sorted(ids)
 }
 
 fn sorted(mut ids: Vec<&String>) -> Vec<String> {
@@ -453,47 +440,31 @@ impl<'a> Edges<'a> {
         let part_of = self.part_of.iter().map(|(genre, styles)| part_of_row(genre, styles.clone()));
         self.targets(more, |id| id.into(), query).param("part_of", list(part_of))
     }
-
-    /// Adds who is credited, for what, and which artist that is.
-    fn credits(&self, known: &HashSet<String>, query: Query) -> Query {
-        let mut credits = Vec::new();
-        let mut artists: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
-        for (person, of_one) in self.persons.values().enumerate() {
-            // One edge for each role on a record, which remembers the artists that the person is there.
-            let mut roles: BTreeMap<(usize, &str), Vec<&str>> = BTreeMap::new();
-            for (at, credit) in of_one {
-                roles.entry((*at, &credit.role)).or_default().extend(credit.artist.as_deref());
-                if let Some(artist) = &credit.artist {
-                    artists.entry(artist).or_default().insert(person);
-                }
-            }
-            credits.extend(roles.into_iter().map(|((at, role), mut artists)| {
-                artists.sort_unstable();
-                artists.dedup();
-                let artists = match artists.as_slice() {
-                    [] => BoltType::Null(BoltNull),
-                    [one] => (*one).into(),
-                    _ => list(artists),
-                };
-                list([position(person), position(at), role.into(), roles::category(role).into(), artists])
-            }));
-        }
-        let (known, unknown): (Vec<_>, Vec<_>) = artists.into_iter().partition(|(id, _)| known.contains(*id));
-        let same = |(id, persons): (&str, BTreeSet<usize>)| {
-            map(vec![("artist", id.into()), ("persons", list(persons.into_iter().map(position)))])
-        };
-        query
-            .param("persons", list(self.persons.keys().copied()))
-            .param("credits", list(credits))
-            .param("known", list(known.into_iter().map(same)))
-            .param("unknown", list(unknown.into_iter().map(same)))
-    }
 }
 
 fn part_of_row(genre: &str, mut styles: Vec<&str>) -> BoltType {
     styles.sort_unstable();
     styles.dedup();
     map(vec![("key", genre.into()), ("styles", list(styles))])
+}
+
+fn person_row(name: &str, of_one: &[(usize, &Credit)]) -> BoltType {
+    let artists: BTreeSet<&str> = of_one.iter().filter_map(|(_, credit)| credit.artist.as_deref()).collect();
+    // One edge for each role on a record, which remembers the artists that the person is there.
+    let mut credits: BTreeMap<(usize, &str), BTreeSet<&str>> = BTreeMap::new();
+    for (at, credit) in of_one {
+        credits.entry((*at, &credit.role)).or_default().extend(credit.artist.as_deref());
+    }
+    let credits = credits.into_iter().map(|((at, role), artists)| {
+        // A list would take a record of its own in the store.
+        let artists = match artists.len() {
+            0 => BoltType::Null(BoltNull),
+            1 => artists.into_iter().collect::<String>().into(),
+            _ => list(artists),
+        };
+        list([position(at), role.into(), roles::category(role).into(), artists])
+    });
+    map(vec![("key", name.into()), ("credits", list(credits)), ("artists", list(artists))])
 }
 
 fn position(at: usize) -> BoltType {
