@@ -9,6 +9,7 @@ pub mod job;
 pub mod management;
 pub mod oracle;
 pub mod otlp;
+pub mod promql;
 pub mod proxy;
 pub mod stage;
 pub mod states;
