@@ -16,10 +16,10 @@ pub struct Options {
     standins: Option<PathBuf>,
 }
 
-/// Runs it, or says why not.
+/// Runs it.
 ///
 /// # Errors
-/// If something does not work as it should.
+/// If there is no engine, or something does not work as it should.
 pub fn run(options: &Options) -> Result<(), Error> {
     if let Some(directory) = &options.standins
         && !Command::new(directory.join("build")).status()?.success()
@@ -30,8 +30,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
         [(&["info"][..], "no Docker engine answers"), (&["compose", "version"], "Docker has no Compose")]
     {
         if !succeeds(arguments) {
-            println!("skipped: {what} (docker {})", arguments.join(" "));
-            return Ok(());
+            return Err(format!("{what} (docker {})", arguments.join(" ")).into());
         }
     }
     let test = ["test", "-p", "integration-tests", "--test", "compose", "--", "--nocapture"];
