@@ -20,11 +20,14 @@ USER 1000:1000
 FROM base AS graphinator
 COPY --from=build /out/graphinator /usr/local/bin/graphinator
 EXPOSE 8001
+# The binary asks itself: it needs neither a shell nor curl. (Compose and Kubernetes have checks of their own.)
+HEALTHCHECK --interval=15s --timeout=5s --retries=4 --start-period=30s CMD ["/usr/local/bin/graphinator", "healthcheck"]
 ENTRYPOINT ["/usr/local/bin/graphinator"]
 
 FROM base AS tableinator
 COPY --from=build /out/tableinator /usr/local/bin/tableinator
 EXPOSE 8002
+HEALTHCHECK --interval=15s --timeout=5s --retries=4 --start-period=30s CMD ["/usr/local/bin/tableinator", "healthcheck"]
 ENTRYPOINT ["/usr/local/bin/tableinator"]
 
 FROM base AS extractor
