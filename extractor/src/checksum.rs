@@ -2,13 +2,19 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
 
 use crate::input::Input;
 use crate::message::hex;
 
-/// Verifies a file against `discogs_VERSION_CHECKSUM.txt` beside it. Without that file, or without a line for this one,
+/// `discogs_VERSION_CHECKSUM.txt` beside the file.
+pub fn list(input: &Input) -> PathBuf {
+    input.path.with_file_name(format!("discogs_{}_CHECKSUM.txt", input.version))
+}
+
+/// Verifies a file against its [`list`]. Without that file, or without a line for this one,
 /// there is nothing to verify. `stopped` is asked now and then whether to give up, which is no error.
 ///
 /// # Errors
@@ -17,7 +23,7 @@ pub fn verify(input: &Input, stopped: impl Fn() -> bool) -> Result<(), String> {
     if input.is_stdin() {
         return Ok(());
     }
-    let sums = input.path.with_file_name(format!("discogs_{}_CHECKSUM.txt", input.version));
+    let sums = list(input);
     let text = match std::fs::read_to_string(&sums) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),

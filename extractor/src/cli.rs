@@ -9,7 +9,6 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use common::config::{Env, help_text};
 use common::{DataType, http, metrics};
-use indicatif::HumanCount;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -194,6 +193,15 @@ async fn run(args: RunArgs) -> Result<Exit, String> {
             }
             continue;
         }
+        if let Some(newer) = shared.state.after(&plan.version).filter(|_| !args.force) {
+            say(&format!(
+                "Dump {} is older than {newer}, which was published before: its records would come over those; --force \
+                 publishes it all the same.\n",
+                plan.version
+            ));
+            exit = Exit::CantStart;
+            continue;
+        }
         if !prepared {
             prepare(&shared, config.management.as_ref(), Duration::from_secs(args.wait)).await?;
             prepared = true;
@@ -210,11 +218,6 @@ async fn run(args: RunArgs) -> Result<Exit, String> {
             }
             Ok(Done::Now(summary)) => {
                 say(&summary.to_text());
-                if let Some(newer) = shared.state.after(&plan.version) {
-                    say(&format!(
-                        "  warning: dump {newer} was published before, and these older records came over its own\n"
-                    ));
-                }
                 exit = exit.max(match (summary.failures.is_empty(), summary.rejected()) {
                     (false, _) => Exit::Unfinished,
                     (true, 0) => Exit::Complete,
@@ -235,8 +238,8 @@ fn before(version: &str, known: &VersionState) -> Exit {
     match known.rejected() {
         0 => Exit::Complete,
         rejected => {
-            let count = HumanCount(rejected);
-            say(&format!("  warning: {count} records were rejected then; rejects-{version}-*.jsonl says why\n"));
+            let count = crate::summary::counted(rejected);
+            say(&format!("  warning: {count} rejected then; rejects-{version}-*.jsonl says why\n"));
             Exit::Rejects
         }
     }

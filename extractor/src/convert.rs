@@ -12,6 +12,7 @@ use crate::input::{Format, Input, Next, Records};
 use crate::message::{Canonical, Encoder, Outcome};
 use crate::node::{Node, Object};
 use crate::plan::{Wanted, plan};
+use crate::summary::counted;
 use crate::table::cell;
 
 /// What to convert.
@@ -69,7 +70,7 @@ pub fn run(args: &ConvertArgs) -> Result<(), String> {
     };
     match bad.and_then(|bad| Ok(out.flush().map(|()| bad)?)) {
         Ok(0) => Ok(()),
-        Ok(bad) => Err(format!("{}: {bad} records are left out, as told above; all others are written", input.name())),
+        Ok(bad) => Err(format!("{}: {} left out, as told above; all others are written", input.name(), counted(bad))),
         Err(Fault::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Err(Fault::Output(e)) => Err(format!("the standard output can't be written: {e}")),
         Err(Fault::Said(e)) => Err(e),

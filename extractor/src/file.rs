@@ -75,6 +75,13 @@ pub enum FileError {
     Died(String),
 }
 
+impl FileError {
+    /// Whether the next run publishes the file from its beginning.
+    pub fn begins_anew(&self) -> bool {
+        matches!(self, FileError::Read(_) | FileError::QueueDeleted(_))
+    }
+}
+
 /// What all files of a run share.
 pub struct Shared {
     /// How to reach the broker; each file has a connection of its own.
@@ -334,6 +341,10 @@ fn read(
 }
 
 async fn verify(shared: &Arc<Shared>, input: &Input) -> Result<(), FileError> {
+    if checksum::list(input).is_file() {
+        // Minutes, with a large file.
+        shared.progress.note(&format!("{}: comparing {} with its checksum", input.data_type, input.name()));
+    }
     let input = input.clone();
     let stop = shared.stop.clone();
     let verified = tokio::task::spawn_blocking(move || checksum::verify(&input, || stop.is_cancelled())).await;

@@ -49,8 +49,9 @@ const ENDINGS: [&str; 12] = [
     ".csv",
 ];
 
-/// Finds the files. Of a folder, the newest version is taken unless one is asked for; of several packings of one type's
-/// file, the first in the order of their names.
+/// Finds the files. Of a folder, the newest version is taken unless one is asked for; of one file that is there packed and
+/// unpacked, the first in the order of their names. Any other two files of a type are an error: records that the wrong one lacks
+/// would be taken for vanished.
 ///
 /// # Errors
 /// What is missing or ambiguous, for a person.
@@ -103,7 +104,7 @@ fn of_folder(folder: &Path, wanted: &Wanted) -> Result<Vec<Input>, String> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let (Some(data_type), Some(version)) = (data_type_in(&name), version_in(&name)) else { continue };
         let readable = ENDINGS.iter().any(|ending| name.ends_with(ending));
-        let known = found.iter().any(|input| input.data_type == data_type && input.version == version);
+        let known = found.iter().any(|input| unpacked(&input.name()) == unpacked(&name));
         if readable && !known && wanted.data_type.is_none_or(|t| t == data_type) {
             found.push(Input { path, data_type, version });
         }
@@ -119,6 +120,11 @@ fn of_folder(folder: &Path, wanted: &Wanted) -> Result<Vec<Input>, String> {
         return Err(format!("{} has no file of {version}", folder.display()));
     }
     Ok(found)
+}
+
+/// A file's name without its packing.
+fn unpacked(name: &str) -> &str {
+    name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(name)
 }
 
 fn of_file(path: &Path, wanted: &Wanted) -> Result<Input, String> {
@@ -197,6 +203,24 @@ mod tests {
             ["20260301 labels discogs_20260301_labels.jsonl.zst", "20260301 masters discogs_20260301_masters.csv"];
         assert_eq!(planned(Some("20260301"), None).unwrap(), before);
         assert!(planned(Some("20260501"), None).unwrap_err().ends_with("has no file of 20260501"));
+    }
+
+    #[test]
+    fn two_files_of_a_type_in_a_folder_are_ambiguous() {
+        let dump = "discogs_20260401_labels.xml.gz";
+        for other in ["discogs_20260401_labels.csv", "discogs_20260401_labels.sample.xml.gz", "labels_20260401 (1).xml"]
+        {
+            let folder = folder(&[dump, other, "discogs_20260301_labels.xml.gz"]);
+            let error = planned(vec![folder.path().to_owned()], None, None).unwrap_err();
+            assert!(
+                error.contains(other) && error.contains("are both labels of 20260401: give one of them"),
+                "{error}"
+            );
+            assert_eq!(
+                planned(vec![folder.path().join(dump)], None, None).unwrap(),
+                [format!("20260401 labels {dump}")]
+            );
+        }
     }
 
     #[test]

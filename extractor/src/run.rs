@@ -113,7 +113,7 @@ pub async fn version(shared: &Arc<Shared>, plan: &Plan, forced: bool, webhook: b
     let before = state.before(version);
     let mut summary = Summary::new(plan, &state.version(version), before, &outcomes, started.elapsed());
     // Damage is found behind the place where it is: records before it may be wrong already. The next run begins anew.
-    for (file, _) in outcomes.iter().filter(|(_, outcome)| matches!(outcome, Err(FileError::Read(_)))) {
+    for (file, _) in outcomes.iter().filter(|(_, outcome)| outcome.as_ref().is_err_and(FileError::begins_anew)) {
         state.update(version, file.data_type, |state| state.mark = Mark::default());
     }
     for (data_type, queue) in forget_what_is_gone(shared, version).await {

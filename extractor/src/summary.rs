@@ -65,7 +65,10 @@ impl Summary {
                     // A file that was not looked into has no place, even if another one of its name was begun.
                     let place = match (e, file.map_or(0, |file| file.mark.processed)) {
                         (FileError::Checksum(_), _) | (_, 0) => String::new(),
-                        (_, processed) => format!(" (behind record {processed})"),
+                        (e, processed) if e.begins_anew() => {
+                            format!(" (behind record {processed}; the next run begins anew with it)")
+                        }
+                        (_, processed) => format!(" (behind record {processed}; the next run goes on there)"),
                     };
                     summary.failures.push(format!("{}: {e}{place}", progress.name));
                 }
@@ -88,7 +91,7 @@ impl Summary {
         }
         for row in &summary.rows {
             if row.mark.rejected > 0 {
-                let text = format!("{}: {} records were rejected", row.data_type, HumanCount(row.mark.rejected));
+                let text = format!("{}: {} rejected", row.data_type, counted(row.mark.rejected));
                 summary.warnings.push(format!("{text}; rejects-{}-{}.jsonl says why", plan.version, row.data_type));
             }
             match summary.previous(row.data_type) {
@@ -119,7 +122,10 @@ impl Summary {
     /// For people.
     pub fn to_text(&self) -> String {
         let mut out = format!("Dump {} in {}\n", self.version, HumanDuration(self.took));
-        let before = self.before.as_ref().map_or(String::new(), |(version, _)| format!("against {version}"));
+        let before = match &self.before {
+            Some((version, _)) => format!("against {version}"),
+            None => "(no complete dump before it in this state)".to_owned(),
+        };
         let _ = writeln!(
             out,
             "  {:<9}{:>13}{:>13}{:>10}{:>10}{:>11}   {before}",
@@ -151,10 +157,7 @@ impl Summary {
             let _ = writeln!(out, "  error: {failure}");
         }
         if !self.failures.is_empty() {
-            let _ = writeln!(
-                out,
-                "  Repair what is wrong and run it again: a file that was begun goes on behind its last confirmed record."
-            );
+            let _ = writeln!(out, "  Repair what is wrong and run it again: what is finished is not published twice.");
         }
         if self.announced {
             let _ = writeln!(out, "  All four types are published; the workers were told (extraction_complete).");
@@ -189,6 +192,11 @@ impl Summary {
             "warnings": self.warnings,
         })
     }
+}
+
+/// So many records, in words.
+pub fn counted(records: u64) -> String {
+    if records == 1 { "1 record was".to_owned() } else { format!("{} records were", HumanCount(records)) }
 }
 
 #[cfg(test)]
@@ -294,7 +302,10 @@ mod tests {
         let empty = || FileError::Read(ReadError::Empty);
         let name = "discogs_20260401_labels.xml.gz";
         assert_eq!(failure(empty(), 0), format!("{name}: the file is empty"));
-        assert_eq!(failure(empty(), 7), format!("{name}: the file is empty (behind record 7)"));
+        assert_eq!(
+            failure(empty(), 7),
+            format!("{name}: the file is empty (behind record 7; the next run begins anew with it)")
+        );
         for processed in [0, 7] {
             assert_eq!(failure(FileError::Checksum("is wrong".to_owned()), processed), format!("{name}: is wrong"));
         }
@@ -307,7 +318,7 @@ mod tests {
         let outcomes = [(progress, Err(FileError::Interrupted))];
         let marks = [(DataType::Labels, mark(7, 0), false), (DataType::Masters, mark(8, 0), false)];
         let summary = summary(&marks, &[], &outcomes);
-        assert_eq!(summary.failures[0], "labels.xml: interrupted (behind record 7)");
+        assert_eq!(summary.failures[0], "labels.xml: interrupted (behind record 7; the next run goes on there)");
         assert!(summary.failures[1].starts_with("discogs_20260401_masters.xml.gz: "), "{:?}", summary.failures);
         let text = summary.to_text();
         assert!(text.contains("  error: labels.xml: interrupted") && text.contains("not finished"), "{text}");

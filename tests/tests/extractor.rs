@@ -193,7 +193,7 @@ fn what_can_t_be_converted_is_said_in_one_line_each() -> Result<(), Error> {
         let left_out = |line: u32| format!("{name}: the record that begins in line {line} is left out: ");
         assert_eq!(said[0], left_out(3) + "missing_id: the record has no id");
         assert!(said[1].starts_with(&(left_out(4) + "malformed_xml: ")), "{said:?}");
-        let end = "2 records are left out, as told above; all others are written";
+        let end = "2 records were left out, as told above; all others are written";
         assert_eq!(said[2..], [format!("extractor: {name}: {end}")]);
     }
     let out = command(&["convert", "-", "--type", "labels", "--to", "csv"]).stdin(Stdio::null()).output()?;

@@ -427,8 +427,12 @@ async fn a_file_that_is_cut_off_is_published_up_to_there_and_not_called_complete
         assert_eq!(ended.out.contains(&error), !complete, "{error}: {}", ended.out);
     }
     let of_masters = "discogs_20260101_masters.xml.gz: the file is cut off: it ends before </masters>";
-    let ended =
-        ended.saying(&[of_masters, "damaged or cut off", "releases.xml.gz", &format!("behind record {records}")]);
+    let ended = ended.saying(&[
+        of_masters,
+        "damaged or cut off",
+        "releases.xml.gz",
+        &format!("behind record {records}; the next run begins anew"),
+    ]);
     ended.without(&["the workers were told", "panicked"]);
 
     job.folder.write(releases, "xml.gz", whole)?;
@@ -476,6 +480,17 @@ async fn a_dump_that_is_not_whole_holds_up_the_next_one() -> Result<(), Error> {
         taken.assert_data(t.name(), &second[t.index()]);
         assert_eq!(taken.controlled()?, [MONTH, "file_complete", "20260201"], "{t}");
     }
+
+    // An older one that nobody asked for before.
+    let older = job.folder.generate_month(&spec, "20251201")?;
+    let files = job.folder.packed(&["20251201"]);
+    let mut args = vec!["run", "--expect-queues", ONE];
+    args.extend(files.iter().map(String::as_str));
+    job.run_with(&args).await?.with(2).saying(&["Dump 20251201 is older than 20260201"]);
+    args.push("--force");
+    job.run_with(&args).await?.with(0).saying(&["the workers were told"]);
+    let taken = job.take(ONE, DataType::Artists).await?;
+    taken.assert_data("older", &older[DataType::Artists.index()]);
     job.stage.clean_up().await
 }
 
