@@ -930,7 +930,9 @@ async fn a_message_that_the_broker_may_dead_letter_prevents_the_purge_too() -> R
         assert!(fed.ids(t).await?.contains(&"new".to_owned()), "{t}");
         assert_eq!(fed.ids(t).await?.contains(&"stale1".to_owned()), stays, "{t}");
     }
-    fed.finish().await
+    let Fed { stage, worker, .. } = fed;
+    assert_eq!(worker.stop().await?.code(), Some(0));
+    stage.clean_up().await
 }
 
 /// The extractor's clock says what the database's takes for the future. By up to a minute the run's beginning is moved; beyond,
@@ -938,12 +940,14 @@ async fn a_message_that_the_broker_may_dead_letter_prevents_the_purge_too() -> R
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_whose_clock_is_behind_purges_with_care() -> Result<(), Error> {
     let mut fed = Fed::new("clock", &[]).await?;
-    for (t, ahead, kept) in [(DataType::Artists, 3600, true), (DataType::Labels, 30, false)] {
-        let late = |seconds: i64| (Utc::now() - chrono::Duration::seconds(seconds)).to_rfc3339();
+    for (t, behind, kept) in [(DataType::Artists, 3600, true), (DataType::Labels, 30, false)] {
+        let database = |seconds: i64| (Utc::now() + chrono::Duration::seconds(seconds)).to_rfc3339();
         fed.fill(t, "stale", 1, LONG_AGO).await?;
-        // Written 20 s ago by the database's clock, which is 30 s behind: after the run's beginning.
-        fed.fill(t, "fresh", 8, &late(20)).await?;
-        fed.end(t, &run_since("20260101", &late(-ahead))).await?;
+        // The run began a minute ago, and these were written 20 s later.
+        let mut end = run_since("20260101", &database(behind - 60));
+        end["timestamp"] = json!(database(behind));
+        fed.fill(t, "fresh", 8, &database(-40)).await?;
+        fed.end(t, &end).await?;
         assert_eq!(fed.ids(t).await?.contains(&"stale1".to_owned()), kept, "{t}");
         assert_eq!(fed.ids(t).await?.len(), 8 + usize::from(kept), "{t}");
     }
