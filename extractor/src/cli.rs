@@ -218,6 +218,11 @@ async fn run(args: RunArgs) -> Result<Exit, String> {
             }
             Ok(Done::Now(summary)) => {
                 say(&summary.to_text());
+                if let Some(newer) = shared.state.after(&plan.version) {
+                    say(&format!(
+                        "  warning: dump {newer} was published before, and these older records came over its own\n"
+                    ));
+                }
                 exit = exit.max(match (summary.failures.is_empty(), summary.rejected()) {
                     (false, _) => Exit::Unfinished,
                     (true, 0) => Exit::Complete,
