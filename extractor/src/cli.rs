@@ -172,7 +172,7 @@ async fn run(args: RunArgs) -> Result<Exit, String> {
     stop_on_signal(shared.stop.clone()).map_err(|e| format!("can't handle signals: {e}"))?;
     tokio::spawn(async move { progress.run().await });
 
-    let mut exit = Exit::Complete;
+    let (mut exit, mut refused) = (Exit::Complete, Exit::Complete);
     let mut prepared = false;
     let mut webhook = Webhook::new(config.webhook.clone(), Arc::clone(&shared));
     webhook.call(); // what an earlier run owes
@@ -199,7 +199,7 @@ async fn run(args: RunArgs) -> Result<Exit, String> {
                  publishes it all the same.\n",
                 plan.version
             ));
-            exit = Exit::CantStart;
+            refused = Exit::CantStart;
             continue;
         }
         if !prepared {
@@ -232,6 +232,7 @@ async fn run(args: RunArgs) -> Result<Exit, String> {
             }
         }
     }
+    exit = exit.max(refused);
     for e in webhook.finish().await {
         say(&format!("  warning: COMPLETION_WEBHOOK_URL could not be called: {e}; the next run tries again\n"));
     }

@@ -137,17 +137,23 @@ impl Maintenance {
             lost = job.keep() => return Err(lost),
         }
         let done = query(
-            "MATCH (r:IngestRun {version: $version}) SET r.completed = $requested, r.owner = NULL RETURN 1 AS done",
+            "MATCH (r:IngestRun {version: $version, owner: $owner}) SET r.completed = $requested, r.owner = NULL RETURN 1 AS done",
         )
         .param("version", job.version.as_str())
+        .param("owner", self.guards.owner.as_str())
         .param("requested", requested);
-        one(&job.graph, done).await?;
+        one(&job.graph, done).await?.ok_or_else(taken_over)?;
         info!(version = job.version, "✅ Post-import maintenance complete");
         Ok(true)
     }
 }
 
-/// The oldest run that is to be maintained, unless another replica is at one: both would open and close the same gates.
+fn taken_over() -> SinkError {
+    SinkError::new(common::sink::Class::Conflict, "lease", "another replica took over the maintenance")
+}
+
+/// The oldest run that is to be maintained, unless another replica is at one: both would open and close the same gates. Whoever
+/// was at one of them for longer than its lease is at none any more.
 fn claim(owner: &str) -> Query {
     query(
         "MATCH (r:IngestRun) WHERE r.requested > r.completed
@@ -155,7 +161,8 @@ fn claim(owner: &str) -> Query {
          WITH r WHERE r.requested > r.completed
          WITH collect(r) AS runs
          WHERE none(r IN runs WHERE coalesce(r.owner <> $owner AND r.lease >= timestamp(), false))
-         UNWIND runs AS r WITH r ORDER BY r.started LIMIT 1
+         FOREACH (r IN runs | SET r.owner = NULL)
+         WITH runs UNWIND runs AS r WITH r ORDER BY r.started LIMIT 1
          SET r.owner = $owner, r.lease = timestamp() + $lease
          RETURN r.version AS version, r.requested AS requested",
     )
@@ -200,9 +207,7 @@ impl Job<'_> {
             .param("lease", LEASE.as_millis() as i64);
         match one(&self.graph, renew).await? {
             Some(_) => Ok(()),
-            None => {
-                Err(SinkError::new(common::sink::Class::Conflict, "lease", "another replica took over the maintenance"))
-            }
+            None => Err(taken_over()),
         }
     }
 

@@ -103,7 +103,7 @@ pub const fn label(data_type: DataType) -> &'static str {
 }
 
 /// Artists and labels refer to their like, in both directions: the ids of a batch's records and of their targets are merged in one
-/// sorted pass, each once, so that two batches that bring the same ids meet at the first of them and not crosswise. Everything after
+/// sorted pass, each once, so that two batches that bring the same new ids meet at the first of them and not crosswise. Everything after
 /// that names nodes by their position in `everyone`. Whether a node had a record is looked at once it is locked; if it is without `_v` then,
 /// somebody has deleted it meanwhile, and Neo4j has ignored the SET.
 const ARTISTS: &str = "

@@ -9,7 +9,7 @@ use graphinator::sweep;
 use graphinator::vanished::Guards;
 use integration_tests::oracle::{self, Messages};
 use integration_tests::proxy::{Direction, Proxy};
-use integration_tests::stage::{run_graph_maintained, services, settled, within};
+use integration_tests::stage::{graph_maintained, run_graph_maintained, services, settled, within};
 use integration_tests::states;
 use integration_tests::{Error, Stage};
 use neo4rs::{Graph, Txn, query};
@@ -462,6 +462,31 @@ async fn maintenance_that_was_frozen_removes_nothing() -> Result<(), Error> {
     updates.run("MATCH (r:IngestRun) SET r.owner = NULL").await?;
     updates.complete("20260201", &started_at).await?;
     updates.assert_is(&artists(1..=19), true).await?;
+    updates.end().await
+}
+
+/// A second run is complete while another replica is at the end of the first one.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_replica_at_a_time_maintains() -> Result<(), Error> {
+    let mut updates = Updates::new("oneatatime").await?;
+    let started_at = now();
+    updates.publish(&Messages { artists: many(1..=5, "a"), ..Messages::default() }).await?;
+    updates
+        .run(
+            "CREATE (:IngestRun {version: '20260101', started: 0, signals: [], requested: 1, completed: 0, owner: 'another', \
+             lease: timestamp() + 3600000})",
+        )
+        .await?;
+    updates.announce("20260201", &started_at).await?;
+    let graph = services().neo4j()?;
+    let asked = "(r:IngestRun {version: '20260201'}) WHERE r.requested > 0";
+    within(LONG, "asked for", async || Ok(updates.count(asked).await? == 1)).await?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(!graph_maintained(&graph, "20260201").await?, "beside another replica");
+    // That one is frozen. Its lease is over, for whatever run.
+    updates.run("MATCH (r:IngestRun {version: '20260101'}) SET r.lease = timestamp() - 1").await?;
+    run_graph_maintained("20260201").await?;
+    assert_eq!(updates.count("(r:IngestRun) WHERE r.owner = 'another' OR r.completed < r.requested").await?, 0);
     updates.end().await
 }
 

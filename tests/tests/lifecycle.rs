@@ -576,30 +576,50 @@ async fn a_database_that_lacks_characters_is_not_written_to() -> Result<(), Erro
 /// The broker's password is wrong at the start, right, wrong in mid-run, and right again, with one and the same worker.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_password_of_the_broker_is_waited_out() -> Result<(), Error> {
-    let stage = Stage::new("brokerpassword").await?;
+    let stage = Stage::with_graph("brokerpassword").await?;
     let ctl = |arguments: &[&str]| tokio::task::block_in_place(|| script(&[&["ctl"], arguments].concat()));
     let user = stage.database.as_str();
     ctl(&["add_user", user, "another"])?;
     ctl(&["set_permissions", user, ".*", ".*", ".*"])?;
-    let mut worker = stage.spawn("tableinator", &[("RABBITMQ_USERNAME", user), ("RABBITMQ_PASSWORD", "right")])?;
-    let mut ids = 0..0;
-    for _ in 0..2 {
-        let complaint = |w: &Worker| unready(w).is_some_and(|why| why.contains("ACCESS") || why.contains("refused"));
-        worker.until("complaining", PATIENCE, complaint).await?;
-        stage.declare("tableinator").await?;
-        ids = ids.end..ids.end + 30;
-        stage.publish(DataType::Artists, records(ids.clone())).await?;
-        sleep(SOME_ATTEMPTS).await;
-        ctl(&["change_password", user, "right"])?;
-        let committed = |w: &Worker| w.metric("records_committed_total", &[]) >= ids.end as f64;
-        worker.until("through", PATIENCE, committed).await?;
-        assert_rows(&stage, DataType::Artists, 0..ids.end).await?;
-        ctl(&["change_password", user, "another"])?;
-        ctl(&["close_all_user_connections", user, "test"])?;
+    for name in ["tableinator", "graphinator"] {
+        stage.declare(name).await?;
+        let mut worker = stage.spawn(name, &[("RABBITMQ_USERNAME", user), ("RABBITMQ_PASSWORD", "right")])?;
+        for life in 1..=2 {
+            let complaint =
+                |w: &Worker| unready(w).is_some_and(|why| why.contains("ACCESS") || why.contains("refused"));
+            worker.until("complaining", PATIENCE, complaint).await?;
+            stage.publish(DataType::Artists, records(0..30)).await?;
+            sleep(SOME_ATTEMPTS).await;
+            ctl(&["change_password", user, "right"])?;
+            let committed = |w: &Worker| w.metric("records_committed_total", &[]) >= f64::from(30 * life);
+            worker.until("through", PATIENCE, committed).await?;
+            ctl(&["change_password", user, "another"])?;
+            ctl(&["close_all_user_connections", user, "test"])?;
+        }
+        assert_no_dead_letters(&stage, name).await?;
     }
-    assert_no_dead_letters(&stage, "tableinator").await?;
-    drop(worker);
+    assert_rows(&stage, DataType::Artists, 0..30).await?;
     ctl(&["delete_user", user])?;
+    stage.clean_up().await
+}
+
+/// Without it the statements, which demand its index, can't be planned.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_constraint_is_made_anew() -> Result<(), Error> {
+    let stage = Stage::with_graph("constraint").await?;
+    let mut worker = stage.start("graphinator", &[]).await?;
+    stage.publish(DataType::Artists, records(0..10)).await?;
+    settled(&mut worker, 10).await?;
+    let graph = services().neo4j()?;
+    graph.run(query("DROP CONSTRAINT artist_id")).await?;
+    stage.publish(DataType::Artists, records(5..30)).await?;
+    settled(&mut worker, 35).await?;
+    worker.ready().await?;
+    let artists = "MATCH (a:Artist) WHERE a.sha256 IS NOT NULL RETURN count(*) AS n";
+    let left = graph.execute(query(artists)).await?.next().await?.ok_or("no count")?;
+    assert_eq!(left.get::<i64>("n")?, 30);
+    assert_no_dead_letters(&stage, "graphinator").await?;
+    assert_eq!(worker.stop().await?.code(), Some(0));
     stage.clean_up().await
 }
 

@@ -238,7 +238,7 @@ impl Run {
         let code = |code: &str| workers.metric("retries_total", &[&format!("code=\"{code}")]);
         Ok(match fault {
             WorkerKilled => workers.metric("redelivered_total", &[]),
-            // All that was committed comes back.
+            // All that was committed comes back, and what was not.
             WorkerKilledBeforeAck => {
                 f64::from(u8::from(self.unheard > 0.0 && workers.metric("redelivered_total", &[]) >= self.unheard))
             }
@@ -302,7 +302,9 @@ impl Run {
                     }
                     sleep(Duration::from_millis(10)).await;
                 }
+                // In this order: what is committed meanwhile must not count twice.
                 self.unheard = workers.metric("records_committed_total", &[]) - before;
+                self.unheard += if self.unheard > 0.0 { workers.metric("unacked_deliveries", &[]) } else { 0.0 };
                 workers.kill(which).await?;
                 // What it had said and was not heard must not be heard later.
                 link.broker.cut();

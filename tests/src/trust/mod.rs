@@ -78,7 +78,7 @@ pub struct Run {
     /// The workers' name in PostgreSQL and Neo4j.
     user: String,
     injected: usize,
-    /// What a worker had committed, and acknowledged in vain, when it was killed.
+    /// What a worker had committed, and acknowledged in vain, when it was killed, and what else it had.
     unheard: f64,
     /// Queues that were deleted, by squad and type. While what was in them is away, the end of a run may take effect.
     lost: BTreeSet<(usize, DataType)>,
