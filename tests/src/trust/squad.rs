@@ -164,7 +164,8 @@ impl Squad {
     pub fn is_idle(&self) -> bool {
         self.running().all(|worker| {
             worker.get("/metrics").is_ok_and(|(_, page)| {
-                page.contains("unacked_deliveries{") && sum(&page, "unacked_deliveries", &[]) == 0.0
+                // (A spare that never had a queue has no such series.)
+                page.contains("connected{") && sum(&page, "unacked_deliveries", &[]) == 0.0
             })
         })
     }
