@@ -9,9 +9,9 @@ use sha2::{Digest, Sha256};
 use crate::input::Input;
 use crate::message::hex;
 
-/// `discogs_VERSION_CHECKSUM.txt` beside the file.
-pub fn list(input: &Input) -> PathBuf {
-    input.path.with_file_name(format!("discogs_{}_CHECKSUM.txt", input.version))
+/// `discogs_VERSION_CHECKSUM.txt` beside the file; the standard input has nothing beside it.
+pub fn list(input: &Input) -> Option<PathBuf> {
+    (!input.is_stdin()).then(|| input.path.with_file_name(format!("discogs_{}_CHECKSUM.txt", input.version)))
 }
 
 /// Verifies a file against its [`list`]. Without that file, or without a line for this one,
@@ -20,10 +20,7 @@ pub fn list(input: &Input) -> PathBuf {
 /// # Errors
 /// What is wrong, for a person.
 pub fn verify(input: &Input, stopped: impl Fn() -> bool) -> Result<(), String> {
-    if input.is_stdin() {
-        return Ok(());
-    }
-    let sums = list(input);
+    let Some(sums) = list(input) else { return Ok(()) };
     let text = match std::fs::read_to_string(&sums) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),

@@ -341,7 +341,7 @@ fn read(
 }
 
 async fn verify(shared: &Arc<Shared>, input: &Input) -> Result<(), FileError> {
-    if checksum::list(input).is_file() {
+    if checksum::list(input).is_some_and(|list| list.is_file()) {
         // Minutes, with a large file.
         shared.progress.note(&format!("{}: comparing {} with its checksum", input.data_type, input.name()));
     }

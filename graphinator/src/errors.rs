@@ -66,6 +66,11 @@ fn is_too_long_for_its_index(code: &str, message: &str) -> bool {
     code == "Neo.DatabaseError.Statement.ExecutionFailed" && message.contains("too large to index")
 }
 
+/// What the maintenance meets when its lease has another owner.
+pub fn taken_over() -> SinkError {
+    SinkError::new(Class::Conflict, "lease", "another replica took over the maintenance")
+}
+
 /// The same error of a transaction that has one record: what is more than one transaction may have (`db.memory.transaction.max`, which the
 /// text names) is that record's own fault. What is left of the total is not.
 pub fn of_one_record(error: SinkError) -> SinkError {

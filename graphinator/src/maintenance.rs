@@ -17,7 +17,7 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::connect::{Connector, first};
-use crate::errors::classify;
+use crate::errors::{classify, taken_over};
 use crate::statements::label;
 use crate::vanished::{CLOCK, Guards};
 use crate::{sweep, vanished};
@@ -146,10 +146,6 @@ impl Maintenance {
         info!(version = job.version, "✅ Post-import maintenance complete");
         Ok(true)
     }
-}
-
-fn taken_over() -> SinkError {
-    SinkError::new(common::sink::Class::Conflict, "lease", "another replica took over the maintenance")
 }
 
 /// The oldest run that is to be maintained, unless another replica is at one: both would open and close the same gates. Whoever

@@ -35,6 +35,13 @@ pub struct Artist {
     pub aliases: Vec<String>,
 }
 
+impl Artist {
+    /// Ids of all that it refers to.
+    pub fn relatives(&self) -> impl Iterator<Item = &String> {
+        [&self.members, &self.groups, &self.aliases].into_iter().flatten()
+    }
+}
+
 /// What a label brings.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Label {

@@ -340,7 +340,6 @@ async fn write<'a>(
     let own_edges = matches!(data_type, DataType::Masters | DataType::Releases);
     let new = |i: &usize| own_edges && !unchanged.contains(i) && !changed.contains(i) && !bare.contains(i);
     let mut fresh = true;
-    let rest = at(&|i| !unchanged.contains(&i));
     let positions = |wanted: &dyn Fn(usize) -> bool| (0..batch.len()).filter(|i| wanted(*i)).collect::<Vec<_>>();
     let merged = |i: usize| !new(&i) && !unchanged.contains(&i);
     for (positions, edge) in [(positions(&|i| new(&i)), Edge::Create), (positions(&merged), Edge::Merge)] {
@@ -353,6 +352,7 @@ async fn write<'a>(
             }
         }
     }
+    let rest = at(&|i| !unchanged.contains(&i));
     // For artists after the commit only: they hold what credits of releases wait for, and would want what these hold.
     let made = if own_edges { statements::made_artists(&rest) } else { Vec::new() };
     if !made.is_empty() {

@@ -241,22 +241,16 @@ pub fn write(data_type: DataType, records: &[&Record<Payload>], edge: Edge) -> Q
     let mut edges = Edges::default();
     for (at, record) in records.iter().enumerate() {
         let id = record.id.as_str();
-        let mut row = vec![("sha256", record.hash.as_str().into())];
+        let key = match data_type {
+            DataType::Artists | DataType::Labels => ("at", place(id)),
+            DataType::Masters | DataType::Releases => ("id", id.into()),
+        };
+        let mut row = vec![key, ("sha256", record.hash.as_str().into())];
         match &record.payload {
-            Payload::Artist(artist) => {
-                row.push(("at", place(id)));
-                edges.artist(at, artist, &mut row);
-            }
-            Payload::Label(label) => {
-                row.push(("at", place(id)));
-                edges.label(at, label, &mut row);
-            }
-            Payload::Master(work) => {
-                row.push(("id", id.into()));
-                edges.work(at, work, &mut row);
-            }
+            Payload::Artist(artist) => edges.artist(at, artist, &mut row),
+            Payload::Label(label) => edges.label(at, label, &mut row),
+            Payload::Master(work) => edges.work(at, work, &mut row),
             Payload::Release(work, edition) => {
-                row.push(("id", id.into()));
                 edges.work(at, work, &mut row);
                 edges.edition(at, edition, &mut row);
             }
@@ -289,9 +283,9 @@ fn everyone<'a>(records: &[&'a Record<Payload>]) -> Vec<&'a str> {
     let mut ids: Vec<&str> = Vec::new();
     for record in records {
         match &record.payload {
-            Payload::Artist(Artist { members, groups, aliases, .. }) => {
+            Payload::Artist(artist) => {
                 ids.push(&record.id);
-                ids.extend([members, groups, aliases].into_iter().flatten().map(String::as_str));
+                ids.extend(artist.relatives().map(String::as_str));
             }
             Payload::Label(Label { parent, sublabels, .. }) => {
                 ids.push(&record.id);
@@ -336,7 +330,7 @@ pub fn made_artists(records: &[&Record<Payload>]) -> Vec<String> {
         match &record.payload {
             Payload::Artist(artist) => {
                 ids.push(&record.id);
-                ids.extend([&artist.members, &artist.groups, &artist.aliases].into_iter().flatten());
+                ids.extend(artist.relatives());
             }
             Payload::Label(_) => {}
             Payload::Master(work) | Payload::Release(work, _) => ids.extend(&work.artists),
@@ -372,7 +366,8 @@ type Row = Vec<(&'static str, BoltType)>;
 #[derive(Default)]
 struct Edges<'a> {
     targets: BTreeMap<&'static str, Targets<'a>>,
-    part_of: BTreeMap<&'a str, Vec<&'a str>>,
+    /// The styles of each genre.
+    part_of: BTreeMap<&'a str, BTreeSet<&'a str>>,
     /// What each person is credited for, with the record's position.
     persons: BTreeMap<&'a str, Vec<(usize, &'a Credit)>>,
 }
@@ -437,15 +432,12 @@ impl<'a> Edges<'a> {
     /// Adds what masters and releases have in common, and these.
     fn works(&self, more: &[&'static str], query: Query) -> Query {
         let query = self.targets(&["artists", "genres", "styles"], |name| name.into(), query);
-        let part_of = self.part_of.iter().map(|(genre, styles)| part_of_row(genre, styles.clone()));
+        let part_of = self
+            .part_of
+            .iter()
+            .map(|(genre, styles)| map(vec![("key", (*genre).into()), ("styles", list(styles.iter().copied()))]));
         self.targets(more, |id| id.into(), query).param("part_of", list(part_of))
     }
-}
-
-fn part_of_row(genre: &str, mut styles: Vec<&str>) -> BoltType {
-    styles.sort_unstable();
-    styles.dedup();
-    map(vec![("key", genre.into()), ("styles", list(styles))])
 }
 
 fn person_row(name: &str, of_one: &[(usize, &Credit)]) -> BoltType {

@@ -16,7 +16,7 @@ use roaring::RoaringBitmap;
 use tracing::{error, info, warn};
 
 use crate::connect::finds;
-use crate::errors::classify;
+use crate::errors::{classify, taken_over};
 use crate::prune::{self, Removed};
 use crate::statements::label;
 use crate::{gate, sweep};
@@ -185,7 +185,7 @@ async fn compare(
             let from = started.max(newest - guards.under_way());
             let stripped = strip(graph, data_type, chunk, from, &mut seen, &request.key, &guards.owner).await;
             let Some(stripped) = stripped.map_err(|e| classify(&e))? else {
-                return Err(SinkError::new(Class::Conflict, "lease", "another replica took over the maintenance"));
+                return Err(taken_over());
             };
             removed += stripped;
         }

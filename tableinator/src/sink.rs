@@ -105,31 +105,25 @@ impl Sink for PostgresSink {
     async fn prepare(&self, data_type: DataType) -> Result<(), SinkError> {
         let mut lease = Lease::take(&self.pool).await?;
         let client = lease.client()?;
-        let outcome = async {
+        let look = async {
             let encoding: String = client.query_one("SHOW server_encoding", &[]).await?.get(0);
             if encoding != "UTF8" {
-                return Ok((encoding, Vec::new()));
+                // Each record with a character that it lacks would be refused, as if that were the record's fault.
+                let what = "which can't hold every character; create one with ENCODING 'UTF8'";
+                return Ok(Some(("encoding", format!("the database has the encoding {encoding}, {what}"))));
             }
             let missing = schema::apply(client, self.schema).await?;
-            if missing.is_empty() {
-                write_nothing(client, data_type).await?;
+            if !missing.is_empty() {
+                let what = format!("missing: {}; create them, or set SCHEMA=ensure", missing.join(", "));
+                return Ok(Some(("schema", what)));
             }
-            Ok((encoding, missing))
+            write_nothing(client, data_type).await.map(|()| None)
         };
-        let outcome = outcome.await;
-        let (encoding, missing) = lease.finish(outcome)?;
-        if encoding != "UTF8" {
-            // Each record with a character that it lacks would be refused, as if that were the record's fault.
-            let what = format!(
-                "the database has the encoding {encoding}, which can't hold every character; create one with ENCODING 'UTF8'"
-            );
-            return Err(SinkError::new(Class::Fatal, "encoding", what));
+        let looked = look.await;
+        match lease.finish(looked)? {
+            Some((code, what)) => Err(SinkError::new(Class::Fatal, code, what)),
+            None => Ok(()),
         }
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let what = format!("missing: {}; create them, or set SCHEMA=ensure", missing.join(", "));
-        Err(SinkError::new(Class::Fatal, "schema", what))
     }
 
     async fn claim(&self, claim: &Claim) -> Result<u16, SinkError> {

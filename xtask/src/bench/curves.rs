@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
 use common::DataType;
 use neo4rs::query;
 use sha2::{Digest, Sha256};
@@ -104,8 +105,8 @@ pub async fn run(services: &Services, options: &Options) -> Result<(), Error> {
     for worker in compare::WORKERS.into_iter().filter(|worker| options.measures(worker)) {
         step(&format!("curves of the {worker}"));
         let sweep = Sweep { services, options, worker, binary: demo::binary(worker)? };
-        let all = [Curve::BatchSize, Curve::Prefetch, Curve::RecordSize, Curve::Stock, Curve::Replicas];
-        for curve in all.into_iter().filter(|curve| options.curves.is_empty() || options.curves.contains(curve)) {
+        let wanted = |curve: &&Curve| options.curves.is_empty() || options.curves.contains(curve);
+        for curve in Curve::value_variants().iter().filter(wanted) {
             let taken = match curve {
                 Curve::BatchSize => vec![sweep.batch_sizes().await?],
                 Curve::Prefetch => vec![sweep.prefetches().await?],
