@@ -8,6 +8,7 @@ use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use crate::backoff::Backoff;
+use crate::metrics::BACKGROUND_FAILURES;
 use crate::sink::SinkError;
 
 /// How often to look for work that a replica left behind when it died.
@@ -35,6 +36,7 @@ pub async fn run<W: Work>(work: &W) {
                 let _ = timeout(LOOK, work.requested().notified()).await;
             }
             Err(e) => {
+                metrics::counter!(BACKGROUND_FAILURES).increment(1);
                 warn!(code = e.code, error = e.message, "🧹 {} failed, trying again", W::NAME);
                 sleep(backoff.pause()).await;
             }

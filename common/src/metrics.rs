@@ -67,6 +67,8 @@ pub const CONSUMING: &str = "consuming";
 pub const STANDBY: &str = "standby";
 /// What runs asked to remove, by what came of it (`deleted`, `vetoed`, `skipped`). Labels `data_type`, `outcome`.
 pub const PURGES: &str = "purges_total";
+/// Failed attempts to do what the end of a run asks for. They are repeated.
+pub const BACKGROUND_FAILURES: &str = "background_failures_total";
 /// Batches, of all types, that may be written at the same time. Label `bound`, what sets it: `connections` (of the pool),
 /// `transactions` (`NEO4J_TRANSACTIONS`), `weights` (`TYPE_WEIGHTS` needs types that wait for each other).
 pub const SLOTS: &str = "write_slots";
@@ -122,6 +124,7 @@ pub fn install(service: &'static str) -> Result<PrometheusHandle, BuildError> {
     for outcome in ["applied", "unchanged", "refused"] {
         metrics::counter!(TUNING_RELOADS, "outcome" => outcome).increment(0);
     }
+    metrics::counter!(BACKGROUND_FAILURES).increment(0);
     for peer in ["broker", "database"] {
         metrics::gauge!(CONNECTED, "peer" => peer).set(0.0);
     }
@@ -164,6 +167,7 @@ fn describe() {
         (RECONNECTS, Unit::Count, "Connections made after the first"),
         (TUNING_RELOADS, Unit::Count, "How often TUNING_FILE was read again, by outcome"),
         (PURGES, Unit::Count, "Removals of what a run did not bring, by outcome"),
+        (BACKGROUND_FAILURES, Unit::Count, "Failed attempts to do what the end of a run asks for"),
         (SPANS_EXPORTED, Unit::Count, "Spans that the receiver of traces took"),
         (SPANS_DROPPED, Unit::Count, "Spans that were lost, by reason"),
     ] {

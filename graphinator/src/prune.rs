@@ -202,7 +202,8 @@ fn with_rows(data_type: DataType, rows: impl Iterator<Item = BoltType>) -> Query
     query(&text).param("rows", list(rows))
 }
 
-fn strings<'a>(items: impl IntoIterator<Item = &'a String>) -> BoltType {
+/// A list of texts.
+pub(crate) fn strings<'a>(items: impl IntoIterator<Item = &'a String>) -> BoltType {
     list(items.into_iter().map(String::as_str))
 }
 

@@ -5,6 +5,10 @@
 //! position in that list. So every target is looked up and locked once per batch, in the same order everywhere, and
 //! parameters carry only what is used. What is looked up by its key says so (USING INDEX SEEK): a plan that was made for an empty
 //! graph would go through all nodes of the label, or through all of an index for each row, until it is made anew.
+//!
+//! What has many lists for parameters has them in one map, `$batch`: to Neo4j's cache of plans a statement with a longer list (of more than one,
+//! ten, a hundred … items) is another statement. Ten lists would have so many combinations that small batches were planned anew each time,
+//! which takes longer than running them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,11 +23,17 @@ use crate::roles;
 /// Where Discogs' API has an artist (contract §5.2).
 const ARTIST_URL: &str = "https://api.discogs.com/artists/";
 
+/// Statements that every batch runs, and whose plans no count of nodes can change, keep them: a graph that grows would have them planned anew
+/// every ten seconds.
+const KEEP_PLAN: &str = "CYPHER replan=skip ";
+
 /// Notes that these records were seen, if the `claim` is still there; a row says so. A replica that was frozen must not say that it
 /// sees now, in the next run perhaps, what it got in an earlier one. (Without a claim it is a rehearsal.)
 pub fn note_seen(data_type: DataType, records: &[&Record<Payload>], claim: Option<&Claim>) -> Query {
     let mine = claim.map_or("", |_| "MATCH (o:IngestOwner {queue: $queue}) WHERE o.owner = $owner ");
-    let text = format!("{mine}CREATE (:IngestSeen {{type: $type, at: timestamp(), ids: $ids}}) RETURN true AS mine");
+    let text = format!(
+        "{KEEP_PLAN}{mine}CREATE (:IngestSeen {{type: $type, at: timestamp(), ids: $ids}}) RETURN true AS mine"
+    );
     query(&text)
         .param("type", data_type.name())
         .param("queue", claim.map(|c| c.queue.as_str()))
@@ -55,7 +65,7 @@ pub fn check(data_type: DataType, records: &[&Record<Payload>], look: Look) -> Q
         Look::Locked => ("WITH false AS closed", "SET n._v = n._v"),
     };
     query(&format!(
-        "{gate} UNWIND range(0, size($ids) - 1) AS i \
+        "{KEEP_PLAN}{gate} UNWIND range(0, size($ids) - 1) AS i \
          MATCH (n:{label} {{id: $ids[i]}}) USING INDEX SEEK n:{label}(id) {lock} \
          WITH closed, i, n, CASE WHEN n.sha256 IS NULL THEN 0 WHEN n.sha256 = $hashes[i] AND $hashes[i] <> '' THEN 1 ELSE 2 END AS is \
          RETURN closed, collect(CASE WHEN is = 1 THEN i END) AS unchanged, collect(CASE WHEN is = 2 THEN i END) AS changed, \
@@ -107,74 +117,74 @@ pub const fn label(data_type: DataType) -> &'static str {
 /// that names nodes by their position in `everyone`. Whether a node had a record is looked at once it is locked; if it is without `_v` then,
 /// somebody has deleted it meanwhile, and Neo4j has ignored the SET.
 const ARTISTS: &str = "
-UNWIND $ids AS id
+UNWIND $batch.ids AS id
 MERGE (n:Artist {id: id})
 WITH collect(n) AS everyone
 CALL (everyone) {
-  UNWIND $rows AS r WITH r, everyone[r.at] AS n
+  UNWIND $batch.rows AS r WITH r, everyone[r.at] AS n
   SET n._v = 1
   WITH r, n, n.sha256 IS NOT NULL OR n._v IS NULL AS had
-  SET n.name = r.name, n.resource_url = $url + n.id, n.releases_url = $url + n.id + '/releases', n.sha256 = r.sha256
+  SET n.name = r.name, n.resource_url = $batch.url + n.id, n.releases_url = $batch.url + n.id + '/releases', n.sha256 = r.sha256
   RETURN collect(n) AS nodes, collect(had) AS had
 }
 CALL (everyone, nodes) {
-  UNWIND $members AS t WITH nodes, everyone[t.key] AS o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  UNWIND $batch.members AS t WITH nodes, everyone[t.key] AS o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
   MERGE (o)-[e:MEMBER_OF]->(n) SET e._members = true
 }
 CALL (everyone, nodes) {
-  UNWIND $groups AS t WITH nodes, everyone[t.key] AS o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  UNWIND $batch.groups AS t WITH nodes, everyone[t.key] AS o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
   MERGE (n)-[e:MEMBER_OF]->(o) SET e._groups = true
 }
 CALL (everyone, nodes) {
-  UNWIND $aliases AS t WITH nodes, everyone[t.key] AS o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  UNWIND $batch.aliases AS t WITH nodes, everyone[t.key] AS o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
   MERGE (o)-[:ALIAS_OF]->(n)
 }";
 
 const LABELS: &str = "
-UNWIND $ids AS id
+UNWIND $batch.ids AS id
 MERGE (n:Label {id: id})
 WITH collect(n) AS everyone
 CALL (everyone) {
-  UNWIND $rows AS r WITH r, everyone[r.at] AS n
+  UNWIND $batch.rows AS r WITH r, everyone[r.at] AS n
   SET n._v = 1
   WITH r, n, n.sha256 IS NOT NULL OR n._v IS NULL AS had
   SET n.name = r.name, n.sha256 = r.sha256
   RETURN collect(n) AS nodes, collect(had) AS had
 }
 CALL (everyone, nodes) {
-  UNWIND $parents AS t WITH nodes, everyone[t.key] AS o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  UNWIND $batch.parents AS t WITH nodes, everyone[t.key] AS o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
   MERGE (n)-[e:SUBLABEL_OF]->(o) SET e._parent = true
 }
 CALL (everyone, nodes) {
-  UNWIND $sublabels AS t WITH nodes, everyone[t.key] AS o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  UNWIND $batch.sublabels AS t WITH nodes, everyone[t.key] AS o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
   MERGE (o)-[e:SUBLABEL_OF]->(n) SET e._sublabels = true
 }";
 
 /// Edges that masters and releases have in common. `$EDGE` is MERGE or CREATE.
 const WORK_EDGES: &str = "
 CALL (nodes) {
-  UNWIND $artists AS t MERGE (o:Artist {id: t.key})
+  UNWIND $batch.artists AS t MERGE (o:Artist {id: t.key})
   WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
   $EDGE (n)-[:BY]->(o)
 }
 CALL (nodes) {
-  UNWIND $genres AS t MERGE (o:Genre {name: t.key})
+  UNWIND $batch.genres AS t MERGE (o:Genre {name: t.key})
   WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
   $EDGE (n)-[:IS]->(o)
 }
 CALL (nodes) {
-  UNWIND $styles AS t MERGE (o:Style {name: t.key})
+  UNWIND $batch.styles AS t MERGE (o:Style {name: t.key})
   WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
   $EDGE (n)-[:IS]->(o)
 }
 CALL () {
-  UNWIND $part_of AS t MATCH (g:Genre {name: t.key}) USING INDEX SEEK g:Genre(name)
+  UNWIND $batch.part_of AS t MATCH (g:Genre {name: t.key}) USING INDEX SEEK g:Genre(name)
   UNWIND t.styles AS style MATCH (s:Style {name: style}) USING INDEX SEEK s:Style(name)
   MERGE (s)-[:PART_OF]->(g)
 }";
 
 const MASTER_NODES: &str = "
-UNWIND $rows AS r
+UNWIND $batch.rows AS r
 MERGE (n:Master {id: r.id})
 SET n._v = 1
 WITH r, n, n.sha256 IS NOT NULL OR n._v IS NULL AS had
@@ -183,7 +193,7 @@ WITH collect(n) AS nodes, collect(had) AS had";
 
 /// `catalog_number` may also come from another service: only a value that is still ours is taken away.
 const RELEASE_NODES: &str = "
-UNWIND $rows AS r
+UNWIND $batch.rows AS r
 MERGE (n:Release {id: r.id})
 SET n._v = 1
 WITH r, n, n.sha256 IS NOT NULL OR n._v IS NULL AS had
@@ -198,22 +208,22 @@ WITH collect(n) AS nodes, collect(had) AS had";
 /// A credit whose artist does not exist yet is written down; [`link`] makes the edge when the artist comes.
 const RELEASE_EDGES: &str = "
 CALL (nodes) {
-  UNWIND $labels AS t MERGE (o:Label {id: t.key})
+  UNWIND $batch.labels AS t MERGE (o:Label {id: t.key})
   WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
   $EDGE (n)-[:ON]->(o)
 }
 CALL (nodes) {
-  UNWIND $masters AS t MERGE (o:Master {id: t.key})
+  UNWIND $batch.masters AS t MERGE (o:Master {id: t.key})
   WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
   $EDGE (n)-[:DERIVED_FROM]->(o)
 }
 CALL (nodes) {
-  UNWIND $persons AS p MERGE (o:Person {name: p.key})
+  UNWIND $batch.persons AS p MERGE (o:Person {name: p.key})
   WITH nodes, o, p UNWIND p.credits AS c WITH o, c, nodes[c[0]] AS n
   $EDGE (o)-[e:CREDITED_ON {role: c[1]}]->(n) SET e.category = c[2], e._artists = c[3]
 }
 CALL () {
-  UNWIND $persons AS p UNWIND p.artists AS id
+  UNWIND $batch.persons AS p UNWIND p.artists AS id
   MATCH (o:Person {name: p.key}) USING INDEX SEEK o:Person(name)
   OPTIONAL MATCH (a:Artist {id: id}) USING INDEX SEEK a:Artist(id)
   FOREACH (known IN CASE WHEN a IS NULL THEN [] ELSE [a] END | MERGE (o)-[:SAME_AS]->(known))
@@ -263,19 +273,24 @@ pub fn write(data_type: DataType, records: &[&Record<Payload>], edge: Edge) -> Q
         DataType::Masters => format!("{MASTER_NODES}{WORK_EDGES}{HAD}"),
         DataType::Releases => format!("{RELEASE_NODES}{WORK_EDGES}{RELEASE_EDGES}{HAD}"),
     };
-    let text = text.replace("$EDGE", if edge == Edge::Create { "CREATE" } else { "MERGE" });
-    let query = query(&text).param("rows", list(rows));
+    let text = KEEP_PLAN.to_owned() + &text.replace("$EDGE", if edge == Edge::Create { "CREATE" } else { "MERGE" });
+    let mut params = vec![("rows", list(rows))];
     match data_type {
-        DataType::Artists => edges
-            .targets(&["members", "groups", "aliases"], place, query)
-            .param("ids", list(everyone))
-            .param("url", ARTIST_URL),
-        DataType::Labels => edges.targets(&["parents", "sublabels"], place, query).param("ids", list(everyone)),
-        DataType::Masters => edges.works(&[], query),
-        DataType::Releases => edges
-            .works(&["labels", "masters"], query)
-            .param("persons", list(edges.persons.iter().map(|(name, credits)| person_row(name, credits)))),
+        DataType::Artists => {
+            params.extend([("ids", list(everyone.iter().copied())), ("url", ARTIST_URL.into())]);
+            edges.targets(&["members", "groups", "aliases"], place, &mut params);
+        }
+        DataType::Labels => {
+            params.push(("ids", list(everyone.iter().copied())));
+            edges.targets(&["parents", "sublabels"], place, &mut params);
+        }
+        DataType::Masters => edges.works(&[], &mut params),
+        DataType::Releases => {
+            edges.works(&["labels", "masters"], &mut params);
+            params.push(("persons", list(edges.persons.iter().map(|(name, credits)| person_row(name, credits)))));
+        }
     }
+    query(&text).param("batch", map(params))
 }
 
 /// Ids of the artists or labels that records of these types are about, themselves and what they refer to, sorted.
@@ -419,24 +434,24 @@ impl<'a> Edges<'a> {
     }
 
     /// Adds the targets of these edges, each with what the statement knows it by and the positions of the records.
-    fn targets(&self, names: &[&'static str], key: impl Fn(&str) -> BoltType, mut query: Query) -> Query {
+    fn targets(&self, names: &[&'static str], key: impl Fn(&str) -> BoltType, params: &mut Row) {
         for name in names {
             let rows = self.targets.get(name).into_iter().flatten();
             let rows =
                 rows.map(|(id, rows)| map(vec![("key", key(id)), ("rows", list(rows.iter().copied().map(position)))]));
-            query = query.param(name, list(rows));
+            params.push((name, list(rows)));
         }
-        query
     }
 
     /// Adds what masters and releases have in common, and these.
-    fn works(&self, more: &[&'static str], query: Query) -> Query {
-        let query = self.targets(&["artists", "genres", "styles"], |name| name.into(), query);
+    fn works(&self, more: &[&'static str], params: &mut Row) {
+        self.targets(&["artists", "genres", "styles"], |name| name.into(), params);
+        self.targets(more, |id| id.into(), params);
         let part_of = self
             .part_of
             .iter()
             .map(|(genre, styles)| map(vec![("key", (*genre).into()), ("styles", list(styles.iter().copied()))]));
-        self.targets(more, |id| id.into(), query).param("part_of", list(part_of))
+        params.push(("part_of", list(part_of)));
     }
 }
 

@@ -8,31 +8,29 @@
 
 use neo4rs::{BoltType, Query, Row, query};
 
-use crate::prune::Removed;
-use crate::statements::{list, pair};
+use crate::prune::{Removed, strings};
+use crate::statements::{list, map, pair};
 
-/// Writes down what was removed, in the transaction that removes it.
+/// Writes down what was removed, in the transaction that removes it. (All in one parameter, see [`crate::statements`].)
 pub fn note(removed: &Removed) -> Query {
     let halves = |pairs: &[(String, String)]| pairs.iter().cloned().unzip::<_, _, Vec<_>, Vec<_>>();
     let (part_of_styles, part_of_genres) = halves(&removed.part_of);
     let (same_as_persons, same_as_artists) = halves(&removed.same_as);
-    query(
-        "CREATE (n:IngestRecheck) SET n.at = timestamp(), n.artists = $artists, n.labels = $labels, n.masters = $masters,
-           n.releases = $releases, n.genres = $genres, n.styles = $styles, n.persons = $persons,
-           n.part_of_styles = $part_of_styles, n.part_of_genres = $part_of_genres,
-           n.same_as_persons = $same_as_persons, n.same_as_artists = $same_as_artists",
-    )
-    .param("artists", removed.artists.clone())
-    .param("labels", removed.labels.clone())
-    .param("masters", removed.masters.clone())
-    .param("releases", removed.releases.clone())
-    .param("genres", removed.genres.clone())
-    .param("styles", removed.styles.clone())
-    .param("persons", removed.persons.clone())
-    .param("part_of_styles", part_of_styles)
-    .param("part_of_genres", part_of_genres)
-    .param("same_as_persons", same_as_persons)
-    .param("same_as_artists", same_as_artists)
+    let note = [
+        ("artists", &removed.artists),
+        ("labels", &removed.labels),
+        ("masters", &removed.masters),
+        ("releases", &removed.releases),
+        ("genres", &removed.genres),
+        ("styles", &removed.styles),
+        ("persons", &removed.persons),
+        ("part_of_styles", &part_of_styles),
+        ("part_of_genres", &part_of_genres),
+        ("same_as_persons", &same_as_persons),
+        ("same_as_artists", &same_as_artists),
+    ]
+    .map(|(name, texts)| (name, strings(texts)));
+    query("CREATE (n:IngestRecheck) SET n = $note, n.at = timestamp()").param("note", map(note.into()))
 }
 
 /// One of the notes, the oldest first.
@@ -145,7 +143,6 @@ fn lonely(label: &str, key: &str) -> String {
 /// What to run, in this order.
 pub fn statements(removed: &Removed) -> Vec<Query> {
     let pairs = |pairs: &[(String, String)]| -> BoltType { list(pairs.iter().map(|(a, b)| pair(a, b))) };
-    let keys = |keys: &[String]| -> BoltType { list(keys.iter().map(String::as_str)) };
     let mut statements = Vec::new();
     if !removed.part_of.is_empty() {
         statements.push(query(PART_OF).param("pairs", pairs(&removed.part_of)));
@@ -160,7 +157,7 @@ pub fn statements(removed: &Removed) -> Vec<Query> {
     artists.sort_unstable();
     artists.dedup();
     if !artists.is_empty() {
-        statements.push(query(&lonely_artists()).param("keys", keys(&artists)));
+        statements.push(query(&lonely_artists()).param("keys", strings(&artists)));
     }
     for (label, key, removed) in [
         ("Label", "id", &removed.labels),
@@ -171,7 +168,7 @@ pub fn statements(removed: &Removed) -> Vec<Query> {
         ("Person", "name", &removed.persons),
     ] {
         if !removed.is_empty() {
-            statements.push(query(&lonely(label, key)).param("keys", keys(removed)));
+            statements.push(query(&lonely(label, key)).param("keys", strings(removed)));
         }
     }
     statements

@@ -188,6 +188,11 @@ impl Fault {
         )
     }
 
+    /// Whether all workers suffer it at once, whichever it is done to.
+    pub fn is_shared(self) -> bool {
+        matches!(self, BrokerKilled | BrokerRestarted | MemoryAlarm)
+    }
+
     /// Whether it is seen only when it is over.
     pub fn shows_afterwards(self) -> bool {
         matches!(

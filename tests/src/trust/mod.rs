@@ -32,6 +32,8 @@ use squad::Squad;
 
 /// Longest wait for anything that must happen.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Records that a worker must have committed before the next fault comes: some batches.
+const UNDER_WAY: f64 = 60.0;
 /// Of the users that the workers are.
 const PASSWORD: &str = "the-right-password";
 
@@ -78,6 +80,7 @@ pub struct Run {
     /// The workers' name in PostgreSQL and Neo4j.
     user: String,
     injected: usize,
+    began: Instant,
     /// What a worker had committed, and acknowledged in vain, when it was killed, and what else it had.
     unheard: f64,
     /// Queues that were deleted, by squad and type. While what was in them is away, the end of a run may take effect.
@@ -134,6 +137,7 @@ impl Run {
         // The graph is there once only.
         let graph = options.workers.contains(&"graphinator");
         let stage = if graph { Stage::with_graph("trust").await? } else { Stage::new("trust").await? };
+        let began = Instant::now();
         println!("trust: seed {} of {options:?}", options.seed);
         let user = format!("u{}", stage.database.replace('_', ""));
         let admin = stage.postgres().await?;
@@ -199,47 +203,47 @@ impl Run {
             rng: fastrand::Rng::with_seed(options.seed),
             user,
             injected: 0,
+            began,
             unheard: 0.0,
             lost: BTreeSet::new(),
             _servers: servers,
         })
     }
 
-    /// Waits until a worker has settled this share of the plan.
-    pub async fn share(&self, squad: usize, share: f64) -> Result<(), Error> {
-        let wanted = earlier(&self.plan) + self.plan.messages.len() as f64 * share;
-        let what = format!("past {wanted} messages");
-        eventually(&what, async || Ok(self.squads[squad].metric("records_committed_total", &[]) >= wanted)).await
-    }
-
-    /// One fault in the middle of the load, which somebody must notice.
-    pub async fn suffer(&mut self, fault: Fault, squad: usize) -> Result<(), Error> {
-        self.share(squad, 0.15).await?;
-        let before = if matches!(fault, Fault::WorkerKilled | Fault::WorkerKilledBeforeAck) {
-            0.0 // of the next one
-        } else {
-            self.trace(fault, squad).await?
-        };
-        let held = self.begin(fault, squad).await?;
-        if !fault.shows_afterwards() {
-            return self.noticed(fault, squad, before, Some(held)).await;
+    /// One fault in the middle of the load, of one squad or of what these squads share, which each of them must notice. The workers must have
+    /// got on with it since the one before.
+    pub async fn suffer(&mut self, fault: Fault, squads: &[usize]) -> Result<(), Error> {
+        let mut before = Vec::new();
+        for &squad in squads {
+            self.under_way(squad).await?;
+            let of_the_next_one = matches!(fault, Fault::WorkerKilled | Fault::WorkerKilledBeforeAck);
+            before.push(if of_the_next_one { 0.0 } else { self.trace(fault, squad).await? });
         }
-        self.end(held).await?;
-        self.noticed(fault, squad, before, None).await
-    }
-
-    /// Waits until the fault is seen, then ends it if it is still going on.
-    async fn noticed(&mut self, fault: Fault, squad: usize, before: f64, held: Option<Held>) -> Result<(), Error> {
-        let seen = async || Ok(self.trace(fault, squad).await? > before);
-        let noticed = eventually(&format!("noticing {fault:?}"), seen).await;
-        let trace = self.trace(fault, squad).await;
+        let mut held = Some(self.begin(fault, squads[0]).await?);
+        if let Some(over) = held.take_if(|_| fault.shows_afterwards()) {
+            self.end(over).await?;
+        }
+        let mut noticed = Vec::new();
+        for (&squad, before) in squads.iter().zip(before) {
+            let seen = async || Ok(self.trace(fault, squad).await? > before);
+            noticed.push(eventually(&format!("noticing {fault:?}"), seen).await);
+            let (trace, after) = (self.trace(fault, squad).await, self.began.elapsed());
+            println!("trust: {fault:?}: {before} before, {trace:?} when seen, {after:.1?} after the start");
+        }
         if let Some(held) = held {
             // Also if nobody saw it: other tests use the same servers.
             self.end(held).await?;
         }
-        noticed?;
-        println!("trust: {fault:?}: {before} before, {} when seen", trace?);
-        Ok(())
+        noticed.into_iter().collect()
+    }
+
+    /// Waits until a worker has settled some messages more, of which others must be left to publish.
+    async fn under_way(&self, squad: usize) -> Result<(), Error> {
+        let settled = || self.squads[squad].metric("records_committed_total", &[]);
+        let before = settled();
+        let grows = async || Ok(settled() >= before + UNDER_WAY);
+        eventually("at work", grows).await?;
+        if self.publisher.has_more() { Ok(()) } else { Err("the load is over already".into()) }
     }
 
     /// Faults from the seed, one to three at a time, for so long.
@@ -293,7 +297,8 @@ impl Run {
             .map(|s| format!("{}: {} killed, {} ended in order", s.name, s.killed, s.ended))
             .collect();
         let (totals, complaints) = judged.map_err(|e| format!("seed {seed}: {e}"))?;
-        println!("trust: seed={seed} replicas={} {totals} ({})", self.replicas, said.join("; "));
+        let (replicas, took, said) = (self.replicas, self.began.elapsed(), said.join("; "));
+        println!("trust: seed={seed} replicas={replicas} {totals} in {took:.1?} ({said})");
         if !complaints.is_empty() {
             return Err(format!("seed {seed}: {totals}\n{}", complaints.join("\n")).into());
         }

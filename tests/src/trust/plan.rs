@@ -198,11 +198,15 @@ impl Plan {
                     format!(r#"{both},"year":"{year}""#)
                 } else {
                     let label = any(rng, DataType::Labels);
+                    // Two artists of one name in one role, of whom every other version has only one.
+                    let credit = |step| {
+                        let (artist, person) = (near(DataType::Artists, step), at % 20);
+                        format!(r#"{{"id":"{artist}","name":"Person {person}","role":"Bass"}}"#)
+                    };
+                    let credits = [credit(0), credit(version)][..1 + version % 2].join(",");
                     format!(
-                        r#"{both},"released":"{year}","country":"C{version}","labels":[{{"id":"{label}","catno":"C {version}"}}],"master_id":"{}","formats":[{{"name":"LP"}}],"extraartists":[{{"id":"{}","name":"Person {}","role":"Bass"}}]"#,
+                        r#"{both},"released":"{year}","country":"C{version}","labels":[{{"id":"{label}","catno":"C {version}"}}],"master_id":"{}","formats":[{{"name":"LP"}}],"extraartists":[{credits}]"#,
                         any(rng, DataType::Masters),
-                        near(DataType::Artists, 0),
-                        at % 20,
                     )
                 }
             }

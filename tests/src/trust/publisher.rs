@@ -93,6 +93,12 @@ impl Publisher {
         self.shared.pending().is_empty()
     }
 
+    /// Whether there is more to send before [`Publisher::finish`].
+    pub fn has_more(&self) -> bool {
+        let allowed = self.shared.allowed.load(Relaxed);
+        self.shared.pending().iter().any(|at| *at < allowed)
+    }
+
     /// Waits until everything is confirmed.
     pub async fn done(&self, limit: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + limit;

@@ -10,7 +10,7 @@ use neo4rs::query;
 use sha2::{Digest, Sha256};
 use tokio::time::sleep;
 
-use super::drain::{Bench, Cost, Drained, committed, environment, records};
+use super::drain::{Bench, Cost, Drained, LOOK, committed, environment, records};
 use super::{Options, Spread, compare, directory, plot};
 use crate::Error;
 use crate::demo::{self, step};
@@ -105,6 +105,10 @@ pub async fn run(services: &Services, options: &Options) -> Result<(), Error> {
     for worker in compare::WORKERS.into_iter().filter(|worker| options.measures(worker)) {
         step(&format!("curves of the {worker}"));
         let sweep = Sweep { services, options, worker, binary: demo::binary(worker)? };
+        if !sweep.tables() {
+            let bench = Bench::new(services, worker, DataType::Releases, records(worker, DataType::Releases)).await?;
+            bench.warm_up(&sweep.binary, &options.settings).await?;
+        }
         let wanted = |curve: &&Curve| options.curves.is_empty() || options.curves.contains(curve);
         for curve in Curve::value_variants().iter().filter(wanted) {
             let taken = match curve {
@@ -143,7 +147,7 @@ impl<'a> Sweep<'a> {
 
     /// Whole batches, so that none waits for its flush.
     fn count(&self, data_type: DataType, batch: usize) -> usize {
-        let most = self.options.scaled(records(self.worker, data_type)).min(batch * 300).max(3000);
+        let most = self.options.scaled(records(self.worker, data_type)).min((batch * 300).max(1000));
         most.div_ceil(batch) * batch
     }
 
@@ -360,7 +364,7 @@ impl<'a> Sweep<'a> {
             if started.elapsed() > PATIENCE {
                 return Err(format!("the replicas of the {} did not drain the queues", self.worker).into());
             }
-            sleep(Duration::from_millis(50)).await;
+            sleep(LOOK).await;
         }
         let drained = Drained::of(count as f64, started.elapsed(), before, spent(), &workers);
         for worker in workers {

@@ -23,7 +23,9 @@ use crate::services::Services;
 const PREFIX: &str = "bench-drain";
 /// Share of the records over which the rate is taken: the last ones may wait for the flush interval, for want of others to fill their batch.
 const MEASURED: f64 = 0.75;
-/// Longest wait for a drain.
+/// How often the worker is asked how far it is: its answer takes it half a millisecond, which is counted as its work.
+pub const LOOK: Duration = Duration::from_millis(100);
+/// Longest wait for a first delivery, and for another record to be committed.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How many records of a type a round takes, so that it lasts some seconds. Whole batches of any usual size: the last records of a queue
@@ -187,19 +189,26 @@ impl<'a> Bench<'a> {
         let count = self.bodies.len() as f64;
         worker.until("at work", PATIENCE, |w| w.metric("records_received_total", &[]) > 0.0).await?;
         let (before, started, done) = (self.spent(&worker), Instant::now(), committed(&worker));
-        let mut rate = None;
+        let (mut rate, mut last) = (None, (done, started));
         loop {
             let now = committed(&worker);
+            if now > last.0 {
+                last = (now, Instant::now());
+            }
             if rate.is_none() && now - done >= MEASURED * (count - done) {
                 rate = Some((now - done) / started.elapsed().as_secs_f64());
             }
             if now >= count {
                 break;
             }
-            if started.elapsed() > PATIENCE {
-                return Err(format!("{} did not drain its queue", self.worker).into());
+            if last.1.elapsed() > PATIENCE {
+                return Err(format!(
+                    "{} drained {now} of {count} messages, and then none for a long time",
+                    self.worker
+                )
+                .into());
             }
-            sleep(Duration::from_millis(20)).await;
+            sleep(LOOK).await;
         }
         let mut drained = Drained::of(count - done, started.elapsed(), before, self.spent(&worker), [&worker]);
         drained.rate = rate.unwrap_or(drained.rate);
@@ -211,7 +220,10 @@ impl<'a> Bench<'a> {
 
     /// Loads everything once and again without measuring it. Neo4j compiles what it runs often while it runs: a type's first round takes
     /// it several times as much processor time as any later one, and a load of hours has it only once.
-    async fn warm_up(&self, binary: &Path, settings: &[(String, String)]) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// If it does not end.
+    pub async fn warm_up(&self, binary: &Path, settings: &[(String, String)]) -> Result<(), Error> {
         demo::empty(self.services).await?;
         for _ in 0..2 {
             self.drain(binary, settings, "warm-up").await?;
