@@ -231,8 +231,17 @@ impl Run {
             println!("trust: {fault:?}: {before} before, {trace:?} when seen, {after:.1?} after the start");
         }
         if let Some(held) = held {
+            // Nothing more is published until it is overcome, which can take a minute: there must be some load left for the next one.
+            self.publisher.hold(true);
             // Also if nobody saw it: other tests use the same servers.
             self.end(held).await?;
+            for &squad in squads {
+                let squad = &self.squads[squad];
+                let before = squad.metric("records_committed_total", &[]);
+                let goes_on = async || Ok(squad.metric("records_committed_total", &[]) > before || squad.is_idle());
+                noticed.push(eventually(&format!("overcoming {fault:?}"), goes_on).await);
+            }
+            self.publisher.hold(false);
         }
         noticed.into_iter().collect()
     }

@@ -1,7 +1,7 @@
 //! Publishes a plan while the broker comes and goes. What is not confirmed is sent again, in order.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +41,8 @@ struct Shared {
     pace: AtomicU64,
     /// How much of the plan may be sent.
     allowed: AtomicUsize,
+    /// Nothing is sent for now.
+    held: AtomicBool,
 }
 
 impl Publisher {
@@ -56,6 +58,7 @@ impl Publisher {
             confirmed: AtomicUsize::new(0),
             delayed: AtomicUsize::new(0),
             pace: AtomicU64::new(pace),
+            held: AtomicBool::new(false),
         });
         let task = tokio::spawn(run(Arc::clone(&shared)));
         Publisher { shared, task }
@@ -66,6 +69,11 @@ impl Publisher {
     pub fn finish(&self) {
         self.shared.pace.store(0, Relaxed);
         self.shared.allowed.store(self.shared.plan.messages.len(), Relaxed);
+    }
+
+    /// Sends nothing more, or goes on.
+    pub fn hold(&self, held: bool) {
+        self.shared.held.store(held, Relaxed);
     }
 
     /// Publishes what was published of this type once more, in order, before anything else of it: a queue was lost.
@@ -147,7 +155,7 @@ impl Shared {
 async fn run(shared: Arc<Shared>) {
     let mut broker: Option<(Connection, Channel)> = None;
     loop {
-        let chunk = shared.next();
+        let chunk = if shared.held.load(Relaxed) { Vec::new() } else { shared.next() };
         if chunk.is_empty() {
             sleep(Duration::from_millis(20)).await;
             continue;
