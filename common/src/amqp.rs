@@ -41,6 +41,9 @@ pub enum BrokerError {
     /// The broker took a message but did not route or store it.
     #[error("the broker did not take the message: {0}")]
     NotTaken(String),
+    /// It has an alarm, and reads nothing from who publishes.
+    #[error("the broker has an alarm, of memory or disk, and takes no messages until it is over")]
+    Blocked,
 }
 
 /// Awaits the broker's answer for at most [`ANSWER`].
@@ -140,6 +143,12 @@ impl Broker {
         let channel = answered(connection.create_channel()).await;
         slot.connection = Some(connection);
         channel
+    }
+
+    /// A number that is another one on each connection. Two channels are on the same one if it was this before the first of them and
+    /// still is after the second.
+    pub fn connection(&self) -> u64 {
+        self.attempts.load(Ordering::Acquire)
     }
 
     /// Whether the last connection still stands, as far as the client knows.
@@ -251,21 +260,37 @@ pub struct Source {
     topology: Topology,
 }
 
+/// Where a consumer will be: made before the claim in the database, so that nothing is fetched by a connection that is younger than the turn.
+pub struct Channels {
+    consumer: Channel,
+    monitor: Channel,
+}
+
+impl Channels {
+    /// Opens them, and declares the topology.
+    ///
+    /// # Errors
+    /// [`BrokerError`].
+    pub async fn open(broker: &Broker, topology: &Topology) -> Result<Channels, BrokerError> {
+        let channels = Channels { consumer: broker.channel().await?, monitor: broker.channel().await? };
+        declare(&channels.consumer, topology).await?;
+        Ok(channels)
+    }
+}
+
 impl Source {
-    /// Declares the topology and subscribes.
+    /// Subscribes.
     ///
     /// # Errors
     /// [`BrokerError`].
     pub async fn open(
-        broker: &Broker,
+        channels: Channels,
         topology: &Topology,
         prefetch: u16,
         priority: i16,
         consumer_timeout: Duration,
     ) -> Result<Source, BrokerError> {
-        let channel = broker.channel().await?;
-        let monitor = broker.channel().await?;
-        declare(&channel, topology).await?;
+        let Channels { consumer: channel, monitor } = channels;
         answered(channel.basic_qos(prefetch, BasicQosOptions { global: false })).await?;
         let queue = topology.queue.clone();
         // Brokers that know this argument hold to what we were told; for older ones their own setting counts.

@@ -591,7 +591,7 @@ pub fn tuning(env: &mut Env, batch: &BatchVariables, max_bytes: usize, hold_limi
     let size = env.number(batch.size, 1..=20_000);
     let writers = env.number(batch.writers, 1..=16);
     let adaptive = env.text(batch.mode).eq_ignore_ascii_case("adaptive");
-    let adaptive = adaptive.then_some(Bounds { floor: ADAPTIVE_FLOOR, ceiling: size.max(ADAPTIVE_FLOOR), writers });
+    let adaptive = adaptive.then_some(Bounds { floor: ADAPTIVE_FLOOR.min(size), ceiling: size, writers });
     let size = if adaptive.is_some() || env.flag(batch.mode) { size } else { 1 };
     let prefetch = prefetch(env, batch, size, writers);
     let (asked, most) = (seconds(env, batch.interval, 0.01..=600.0), hold_limit / 2);
@@ -843,6 +843,10 @@ mod tests {
             read(&[("X_PASSWORD", "p"), ("X_BATCH_MODE", "Adaptive"), ("X_BATCH_SIZE", "2000")]).expect("valid");
         assert_eq!(config.tuning.adaptive, Some(Bounds { floor: 50, ceiling: 2000, writers: 2 }));
         assert_eq!((config.tuning.limits.count, config.tuning.prefetch), (2000, 6000));
+        // A batch that is larger than what may be fetched would never be full.
+        let (small, _) =
+            read(&[("X_PASSWORD", "p"), ("X_BATCH_MODE", "adaptive"), ("X_BATCH_SIZE", "10")]).expect("valid");
+        assert_eq!(small.tuning.adaptive, Some(Bounds { floor: 10, ceiling: 10, writers: 2 }));
         assert!(read(&[("X_PASSWORD", "p"), ("X_BATCH_MODE", "clever")]).is_err());
     }
 

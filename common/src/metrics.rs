@@ -125,6 +125,7 @@ pub fn install(service: &'static str) -> Result<PrometheusHandle, BuildError> {
         metrics::counter!(TUNING_RELOADS, "outcome" => outcome).increment(0);
     }
     metrics::counter!(BACKGROUND_FAILURES).increment(0);
+    metrics::counter!(RECONNECTS, "peer" => "broker").increment(0);
     for peer in ["broker", "database"] {
         metrics::gauge!(CONNECTED, "peer" => peer).set(0.0);
     }

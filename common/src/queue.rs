@@ -8,7 +8,7 @@ use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::amqp::{self, Broker, BrokerError, Source};
+use crate::amqp::{self, Broker, BrokerError, Channels, Source};
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::data_type::{DataType, Topology};
@@ -189,9 +189,13 @@ async fn subscribe<S: Sink>(
     let tuned = Tuned::new(queue.tuning.clone());
     let claim = Claim::new(&topology.queue, tuned.now.prefetch);
     let lost = || End::Lost("the broker took the turn back".to_owned());
-    // Right before the claim, which would stop whoever has the turn by now.
-    let source = if turn.is_granted().await { open(queue, topology, &claim).await } else { Err(lost()) };
-    match source {
+    let source = async {
+        let channels =
+            turn.channels(&queue.broker, topology).await.map_err(|e| End::Lost(e.to_string()))?.ok_or_else(lost)?;
+        // Right before the claim, which would stop whoever has the turn by now.
+        if turn.is_granted().await { open(queue, channels, topology, &claim).await } else { Err(lost()) }
+    };
+    match source.await {
         Ok(_) if !turn.is_held() => Err(lost()),
         Ok(source) => Ok((turn, claim, tuned, source)),
         Err(end) => {
@@ -230,7 +234,12 @@ async fn rehearse<S: Sink>(queue: &Queue<S>, work: &mut Kept<S::Payload>) -> Res
 
 /// Takes the right to write in the database before anything is fetched. What earlier owners left behind must fit into the prefetch: if this
 /// one took only some of it and died, the broker would put that behind the rest, and versions of a record would change places.
-async fn open<S: Sink>(queue: &Queue<S>, topology: &Topology, claim: &Claim) -> Result<Source, End> {
+async fn open<S: Sink>(
+    queue: &Queue<S>,
+    channels: Channels,
+    topology: &Topology,
+    claim: &Claim,
+) -> Result<Source, End> {
     let limit = queue.config.write_timeout;
     let claimed = timeout(limit, queue.sink.claim(claim)).await.unwrap_or_else(|_| Err(SinkError::timeout(limit)));
     let prefetch = claimed.map_err(End::Paused)?;
@@ -244,7 +253,7 @@ async fn open<S: Sink>(queue: &Queue<S>, topology: &Topology, claim: &Claim) -> 
         );
     }
     let (priority, consumer_timeout) = (queue.config.priority, queue.config.hold_limit * 2);
-    let source = Source::open(&queue.broker, topology, prefetch, priority, consumer_timeout).await;
+    let source = Source::open(channels, topology, prefetch, priority, consumer_timeout).await;
     source.map_err(|e| End::Lost(e.to_string()))
 }
 

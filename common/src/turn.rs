@@ -20,7 +20,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::amqp::{self, Broker, BrokerError, answered};
+use crate::amqp::{self, Broker, BrokerError, Channels, answered};
 use crate::data_type::{DataType, Topology};
 
 /// How often a waiting replica asks for its turn, and one second more for each queue that it consumes already: who has
@@ -91,6 +91,8 @@ impl Turns {
 /// The right to consume a queue, for as long as its channel lives.
 pub struct Turn {
     channel: Channel,
+    /// [`Broker::connection`] of the channel.
+    connection: u64,
     name: String,
     data_type: DataType,
     turns: Arc<Turns>,
@@ -122,8 +124,8 @@ impl Turn {
         // Replicas that start together do not all take the first type first.
         sleep(ASK.mul_f64(fastrand::f64() * 0.2 * turns.count() as f64)).await;
         loop {
-            let channel = broker.channel().await?;
-            if let Some(turn) = Turn::take(channel, topology, data_type, turns).await? {
+            let (channel, connection) = channel(broker).await?;
+            if let Some(turn) = Turn::take(channel, connection, topology, data_type, turns).await? {
                 sleep(SETTLE).await;
                 let mut looks = 0;
                 while amqp::look(broker, topology).await?.1 > 0 && looks < LOOKS {
@@ -144,6 +146,7 @@ impl Turn {
 
     async fn take(
         channel: Channel,
+        connection: u64,
         topology: &Topology,
         data_type: DataType,
         turns: &Arc<Turns>,
@@ -175,7 +178,7 @@ impl Turn {
                 lost.store(true, Ordering::Relaxed);
             }
         });
-        Ok(Some(Turn { channel, name, data_type, turns: Arc::clone(turns), lost, hand_over, requests }))
+        Ok(Some(Turn { channel, connection, name, data_type, turns: Arc::clone(turns), lost, hand_over, requests }))
     }
 
     /// Whether no replica has it, so that none holds a message of the queue.
@@ -192,6 +195,15 @@ impl Turn {
             Err(BrokerError::Amqp(e)) if is(&e, AMQPSoftError::RESOURCELOCKED) => Ok(false),
             other => other.map(|_| false),
         }
+    }
+
+    /// Channels to consume by, on the same connection: if they live, so does the turn. `None` if the connection is another one by now.
+    ///
+    /// # Errors
+    /// [`BrokerError`].
+    pub async fn channels(&self, broker: &Broker, topology: &Topology) -> Result<Option<Channels>, BrokerError> {
+        let channels = Channels::open(broker, topology).await?;
+        Ok((broker.connection() == self.connection).then_some(channels))
     }
 
     /// Whether the broker still grants it, as far as the client knows.
@@ -219,6 +231,17 @@ impl Drop for Turn {
     fn drop(&mut self) {
         self.requests.abort();
         *self.turns.hold(self.data_type) = Hold::Nothing;
+    }
+}
+
+/// A channel, and which connection it is on.
+async fn channel(broker: &Broker) -> Result<(Channel, u64), BrokerError> {
+    loop {
+        let before = broker.connection();
+        let channel = broker.channel().await?;
+        if broker.connection() == before {
+            return Ok((channel, before));
+        }
     }
 }
 

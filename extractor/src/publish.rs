@@ -406,7 +406,7 @@ impl<W: Watch> Publisher<W> {
         let away = match &e {
             // A connection that still stands means that only the channel was closed, for a reason.
             TargetError::Broker(BrokerError::Amqp(_)) => !self.broker.is_connected().await,
-            TargetError::Broker(BrokerError::Timeout) => true,
+            TargetError::Broker(BrokerError::Timeout | BrokerError::Blocked) => true,
             TargetError::Broker(BrokerError::NotTaken(_)) | TargetError::Missing(_) => false,
         };
         if !away {

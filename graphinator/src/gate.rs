@@ -17,16 +17,23 @@ use crate::vanished::Guards;
 /// How often to look whether earlier transactions have ended.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Closes the gate, and waits until no transaction is left that may have found it open; no longer than a batch may take.
-/// (What runs that long is somebody else's.)
+/// Closes the gate, and waits until no transaction is left that may have found it open.
 ///
 /// # Errors
 /// The database's.
 pub async fn close(graph: &Graph, data_type: DataType, guards: &Guards) -> Result<(), neo4rs::Error> {
     graph.run(of("MERGE (g:IngestGate {type: $type}) SET g.owner = $owner", data_type, guards)).await?;
-    let closed = Instant::now();
+    earlier_ones(graph, guards).await
+}
+
+/// Waits until no transaction is left that is under way now; no longer than a batch may take. (What runs that long is somebody else's.)
+///
+/// # Errors
+/// The database's.
+pub async fn earlier_ones(graph: &Graph, guards: &Guards) -> Result<(), neo4rs::Error> {
+    let began = Instant::now();
     let mut before = transactions(graph).await?;
-    while !before.is_empty() && closed.elapsed() < guards.batch_timeout {
+    while !before.is_empty() && began.elapsed() < guards.batch_timeout {
         sleep(LOOK).await;
         let now = transactions(graph).await?;
         before.retain(|id| now.contains(id));

@@ -20,7 +20,7 @@ use crate::connect::{Connector, first};
 use crate::errors::{classify, taken_over};
 use crate::statements::label;
 use crate::vanished::{CLOCK, Guards};
-use crate::{sweep, vanished};
+use crate::{gate, sweep, vanished};
 
 /// How long a replica may be silent before another one takes over its maintenance. One that wakes up later removes nothing.
 const LEASE: Duration = Duration::from_secs(60);
@@ -207,16 +207,32 @@ impl Job<'_> {
         }
     }
 
-    /// Looks once more at everything that pruning may have left behind, now that nothing is written beside it.
+    /// Looks twice more at everything that pruning may have left behind, and forgets it. The next run may be loading: a batch that found an
+    /// edge, and says that it claims it only when it commits, must not lose it to a look that came before that. So the second look comes when
+    /// the transactions have ended that were under way at the first one.
     async fn recheck(&self) -> Result<(), SinkError> {
-        loop {
-            let Some(row) = one(&self.graph, sweep::oldest_note()).await? else { return Ok(()) };
-            let (note, removed) = sweep::noted(&row).map_err(|e| unreadable(&e))?;
-            for statement in sweep::statements(&removed) {
-                self.graph.run(statement).await.map_err(|e| classify(&e))?;
-            }
-            self.graph.run(sweep::forget(&note)).await.map_err(|e| classify(&e))?;
+        let Some(row) = one(&self.graph, sweep::notes()).await? else { return Ok(()) };
+        let notes: Vec<String> = get(&row, "notes")?;
+        for note in &notes {
+            self.sweep(note).await?;
         }
+        if !notes.is_empty() {
+            gate::earlier_ones(&self.graph, self.guards).await.map_err(|e| classify(&e))?;
+        }
+        for note in &notes {
+            self.sweep(note).await?;
+            self.graph.run(sweep::forget(note)).await.map_err(|e| classify(&e))?;
+        }
+        Ok(())
+    }
+
+    async fn sweep(&self, note: &str) -> Result<(), SinkError> {
+        let Some(row) = one(&self.graph, sweep::note_of(note)).await? else { return Ok(()) };
+        let removed = sweep::noted(&row).map_err(|e| unreadable(&e))?;
+        for statement in sweep::statements(&removed) {
+            self.graph.run(statement).await.map_err(|e| classify(&e))?;
+        }
+        Ok(())
     }
 
     /// Records that the run did not bring.

@@ -3,7 +3,7 @@
 //!
 //! A sweep runs after the commit of what it follows, so that it and a batch that runs beside it can't both miss the other,
 //! and what it looked at stays noted (`IngestRecheck`) until the maintenance, when nothing is written beside it, has looked
-//! at it once more. Nodes are deleted without their edges: if somebody has just connected one, the deletion fails, and the
+//! at it twice more. Nodes are deleted without their edges: if somebody has just connected one, the deletion fails, and the
 //! note stays.
 
 use neo4rs::{BoltType, Query, Row, query};
@@ -33,13 +33,18 @@ pub fn note(removed: &Removed) -> Query {
     query("CREATE (n:IngestRecheck) SET n = $note, n.at = timestamp()").param("note", map(note.into()))
 }
 
-/// One of the notes, the oldest first.
-pub fn oldest_note() -> Query {
-    query("MATCH (n:IngestRecheck) WITH n ORDER BY n.at LIMIT 1 RETURN elementId(n) AS note, n{.*} AS removed")
+/// All notes that there are, the oldest first.
+pub fn notes() -> Query {
+    query("MATCH (n:IngestRecheck) WITH n ORDER BY n.at RETURN collect(elementId(n)) AS notes")
+}
+
+/// One of them.
+pub fn note_of(note: &str) -> Query {
+    query("MATCH (n:IngestRecheck) WHERE elementId(n) = $note RETURN n{.*} AS removed").param("note", note)
 }
 
 /// What a note says.
-pub fn noted(row: &Row) -> Result<(String, Removed), neo4rs::DeError> {
+pub fn noted(row: &Row) -> Result<Removed, neo4rs::DeError> {
     #[derive(serde::Deserialize)]
     struct Note {
         artists: Vec<String>,
@@ -55,7 +60,7 @@ pub fn noted(row: &Row) -> Result<(String, Removed), neo4rs::DeError> {
         same_as_artists: Vec<String>,
     }
     let n: Note = row.get("removed")?;
-    let removed = Removed {
+    Ok(Removed {
         artists: n.artists,
         labels: n.labels,
         masters: n.masters,
@@ -65,8 +70,7 @@ pub fn noted(row: &Row) -> Result<(String, Removed), neo4rs::DeError> {
         persons: n.persons,
         part_of: n.part_of_styles.into_iter().zip(n.part_of_genres).collect(),
         same_as: n.same_as_persons.into_iter().zip(n.same_as_artists).collect(),
-    };
-    Ok((row.get("note")?, removed))
+    })
 }
 
 /// Forgets a note.

@@ -580,6 +580,28 @@ async fn a_record_whose_node_is_deleted_meanwhile_is_written_all_the_same() -> R
     updates.end().await
 }
 
+/// The end of a run finds an edge that nobody claims. A batch of the next run has found it, too, and is about to commit its claim.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_is_about_to_be_committed_keeps_its_edge() -> Result<(), Error> {
+    let updates = Updates::new("claim").await?;
+    let nodes = "CREATE (:Person {name: 'P'})-[:SAME_AS]->(:Artist {id: '5', sha256: 'x', _v: 1}), (:Release {id: '1', sha256: 'x', _v: 1})";
+    updates.run(nodes).await?;
+    updates.graph.run(sweep::note(&Removed { same_as: vec![("P".into(), "5".into())], ..Removed::default() })).await?;
+    let mut batch = updates.graph.start_txn().await?;
+    let claim = "MATCH (p:Person {name: 'P'}), (a:Artist {id: '5'}), (r:Release {id: '1'}) \
+                 MERGE (p)-[:SAME_AS]->(a) CREATE (p)-[:CREDITED_ON {role: 'Producer', _artists: '5'}]->(r)";
+    batch.run(query(claim)).await?;
+    updates.announce("20260201", &now()).await?;
+    let asked = "(r:IngestRun {version: '20260201'}) WHERE r.requested > 0";
+    within(LONG, "asked for", async || Ok(updates.count(asked).await? == 1)).await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    batch.commit().await?;
+    run_graph_maintained("20260201").await?;
+    assert_eq!(updates.count("(:Person {name: 'P'})-[:SAME_AS]->(:Artist {id: '5'})").await?, 1);
+    assert_eq!(updates.count("(:IngestRecheck)").await?, 0);
+    updates.end().await
+}
+
 /// A node that is there for others only becomes a record without edges while a sweep looks at it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_becomes_a_record_meanwhile_is_not_swept() -> Result<(), Error> {

@@ -414,6 +414,26 @@ async fn queues_are_drained_while_the_broker_has_an_alarm() -> Result<(), Error>
     stage.clean_up().await
 }
 
+/// What can't be published while the broker has an alarm is not piled up in the client, a copy for each attempt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_waits_for_the_end_of_an_alarm() -> Result<(), Error> {
+    let stage = alone().await?;
+    stage.declare("tableinator").await?;
+    stage.publish(DataType::Artists, [b"{".to_vec()]).await?;
+    let alarm = Alarm::new()?;
+    let mut worker = stage.start("tableinator", &[]).await?;
+    let again = |w: &Worker| w.metric("retries_total", &["code=\"dead_letter\""]) >= 3.0;
+    worker.until("tried again", Duration::from_secs(180), again).await?;
+    drop(alarm);
+    let dead_lettered = |w: &Worker| w.metric("records_dead_lettered_total", &[]) > 0.0;
+    worker.until("dead-lettered", Duration::from_secs(60), dead_lettered).await?;
+    assert_eq!(worker.stop().await?.code(), Some(0));
+    // The first attempt finds out that there is an alarm.
+    let copies = stage.dead_letters("tableinator", DataType::Artists).await?.len();
+    assert!((1..=2).contains(&copies), "{copies} copies");
+    stage.clean_up().await
+}
+
 /// The broker's memory alarm, until this is dropped.
 struct Alarm;
 

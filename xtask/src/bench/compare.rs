@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use common::DataType;
 
-use super::drain::{Bench, Drained, records};
+use super::drain::{Bench, Drained, clear, records};
 use super::{Options, Spread};
 use crate::Error;
 use crate::demo::{self, step};
@@ -65,6 +65,7 @@ pub async fn run(services: &Services, options: &Options, against: &Path) -> Resu
             "{worker}: now against {}, rate and (1 / processor time of the worker), median and noise",
             against.display()
         ));
+        clear(services).await?;
         let binaries: [PathBuf; 3] = [against.join(worker), demo::binary(worker)?, against.join(worker)];
         for data_type in options.types() {
             for (what, [rate, cpu]) in rounds(services, options, worker, data_type, &binaries).await? {

@@ -10,7 +10,7 @@ use neo4rs::query;
 use sha2::{Digest, Sha256};
 use tokio::time::sleep;
 
-use super::drain::{Bench, Cost, Drained, LOOK, committed, environment, records};
+use super::drain::{Bench, Cost, Drained, LOOK, clear, committed, environment, records};
 use super::{Options, Spread, compare, directory, plot};
 use crate::Error;
 use crate::demo::{self, step};
@@ -19,8 +19,9 @@ use crate::services::Services;
 
 /// Records of a batch.
 const BATCH_SIZES: [usize; 8] = [1, 10, 50, 200, 500, 1000, 2000, 5000];
-/// From this size on the adaptive mode is measured, too: with smaller ones fewer records are.
+/// The adaptive mode is measured beside the sizes from this one on, with so many times as many records: it has to find its size first.
 const ADAPTIVE_FROM: usize = 500;
+const ADAPTIVE_TIMES: usize = 4;
 /// Batch size of the sweep over prefetches, and these: two batches being written and one that fills, and more.
 const SMALL_BATCH: usize = 100;
 const PREFETCHES: [usize; 5] = [300, 600, 1500, 5000, 20_000];
@@ -104,6 +105,7 @@ pub async fn run(services: &Services, options: &Options) -> Result<(), Error> {
     let mut charts = Vec::new();
     for worker in compare::WORKERS.into_iter().filter(|worker| options.measures(worker)) {
         step(&format!("curves of the {worker}"));
+        clear(services).await?;
         let sweep = Sweep { services, options, worker, binary: demo::binary(worker)? };
         if !sweep.tables() {
             let bench = Bench::new(services, worker, DataType::Releases, records(worker, DataType::Releases)).await?;
@@ -187,8 +189,8 @@ impl<'a> Sweep<'a> {
             let count = self.count(DataType::Releases, size);
             let bench = Bench::new(self.services, self.worker, DataType::Releases, count).await?;
             points.push(self.first_loads(&bench, &self.settings(size, None), size).await?);
-            // Where the number of records is that of the full sweep.
             if size >= ADAPTIVE_FROM {
+                let bench = Bench::new(self.services, self.worker, DataType::Releases, count * ADAPTIVE_TIMES).await?;
                 adaptive.push(self.first_loads(&bench, &settings, size).await?.rate.median);
             }
         }

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use common::amqp::declare;
 use common::{DataType, Topology};
-use lapin::options::QueuePurgeOptions;
+use lapin::options::{QueueDeleteOptions, QueuePurgeOptions};
 use tokio::time::sleep;
 
+use super::compare::WORKERS;
 use super::{Options, Spread, cpu, directory, limit};
 use crate::Error;
 use crate::demo::{self, step};
@@ -265,12 +266,29 @@ pub fn committed(worker: &Worker) -> f64 {
     worker.metric("records_committed_total", &[])
 }
 
+/// Deletes every queue of both workers that a bench has left. The exchanges are fanouts: what one worker is measured with would go to the
+/// queues of the other, too, and would be drained beside what that one is measured with later.
+///
+/// # Errors
+/// The broker's.
+pub async fn clear(services: &Services) -> Result<(), Error> {
+    let channel = services.broker().await?.create_channel().await?;
+    for worker in WORKERS {
+        for data_type in DataType::ALL {
+            let queue = Topology::new(PREFIX, worker, data_type).queue;
+            channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Measures a worker over all types: first load, then the same records again, and what broker and database would allow.
 ///
 /// # Errors
 /// Whatever went wrong.
 pub async fn run(services: &Services, options: &Options, worker: &'static str) -> Result<Vec<Line>, Error> {
     step(&format!("{worker}: records/s; processor time per record in the worker, the broker and the database; memory"));
+    clear(services).await?;
     let binary = demo::binary(worker)?;
     let mut lines = Vec::new();
     for data_type in options.types() {
