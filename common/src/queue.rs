@@ -123,7 +123,7 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
                         "⏸️ Handed the messages back: nothing could be written for too long"
                     );
                     queue.status.trouble(data_type, Some(error.to_string()));
-                    until_shutdown(&queue, sleep(pause)).await;
+                    pause_declared(&queue, &topology, pause).await;
                     continue;
                 }
                 end
@@ -147,9 +147,28 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
             }
         }
         let pause = if kept.is_some() { rehearsals.pause() } else { backoff.pause() };
-        until_shutdown(&queue, sleep(pause)).await;
+        pause_declared(&queue, &topology, pause).await;
     }
 }
+
+/// Sleeps, and looks meanwhile whether the queue is still there.
+async fn pause_declared<S: Sink>(queue: &Queue<S>, topology: &Topology, pause: Duration) {
+    let until = Instant::now() + pause;
+    while !queue.shutdown.is_cancelled() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        until_shutdown(queue, sleep(left.min(DECLARE))).await;
+        if left > DECLARE {
+            // If the broker is away, the next subscription says so.
+            let _ = until_shutdown(queue, amqp::look(&queue.broker, topology)).await;
+        }
+    }
+}
+
+/// How often a queue that nobody consumes is declared: somebody may have deleted it.
+const DECLARE: Duration = Duration::from_secs(15);
 
 /// Pauses after messages went back, 1 s to a quarter of an hour.
 fn handed_back() -> Backoff {
@@ -161,7 +180,7 @@ fn rehearsal() -> Backoff {
     Backoff::new(Duration::from_millis(250), Duration::from_secs(60))
 }
 
-/// Makes sure that the database takes records, waits for this replica's turn, and subscribes. In this order: who can't
+/// Declares what is missing at the broker, makes sure that the database takes records, waits for this replica's turn, and subscribes. In this order: who can't
 /// write takes no turn from others, and a replica on standby is able to go on.
 async fn subscribe<S: Sink>(
     queue: &Queue<S>,
@@ -169,6 +188,8 @@ async fn subscribe<S: Sink>(
     kept: &mut Option<Kept<S::Payload>>,
     together: &mut usize,
 ) -> Result<(Turn, Claim, Tuned, Source), End> {
+    // Whatever the database says: what is published while there is no queue is lost.
+    amqp::look(&queue.broker, topology).await.map_err(|e| End::Lost(e.to_string()))?;
     prepare(queue).await.map_err(End::Paused)?;
     if let Some(work) = kept {
         let rehearsed = rehearse(queue, work).await;

@@ -456,13 +456,15 @@ async fn check_repairs_nothing() -> Result<(), Error> {
 async fn a_wrong_password_is_waited_out() -> Result<(), Error> {
     let stage = Stage::new("password").await?;
     let role = Role::create(&stage, "first").await?;
-    stage.declare("tableinator").await?;
-    stage.publish(DataType::Artists, records(0..20)).await?;
     let queue = stage.topology("tableinator", DataType::Artists).queue;
     let login = [("POSTGRES_USERNAME", role.name.as_str()), ("POSTGRES_PASSWORD", "second")];
     let mut worker = stage.spawn("tableinator", &login)?;
-    let complaint = |w: &Worker| unready(w).is_some_and(|why| why.contains("password authentication failed"));
+    let complaint = |w: &Worker| {
+        unready(w).is_some_and(|why| why.contains("artists") && why.contains("password authentication failed"))
+    };
     worker.until("refused", PATIENCE, complaint).await?;
+    // It has declared its queues all the same: what is published by now would be lost otherwise.
+    stage.publish(DataType::Artists, records(0..20)).await?;
     sleep(SOME_ATTEMPTS).await;
     assert!(complaint(&worker));
     let (code, body) = worker.get("/health")?;

@@ -88,11 +88,15 @@ impl Letter {
     }
 }
 
-/// The properties of a message that is to be replayed: as they were before it was dead-lettered.
+/// Other queues that the broker would bring it to.
+const ROUTES: [&str; 2] = ["CC", "BCC"];
+
+/// The properties of a message that is to be replayed: as they were before it was dead-lettered, but that it goes to its own queue only.
 pub fn restored(properties: &BasicProperties) -> BasicProperties {
+    let added = [&OURS[..], &BROKERS, &ROUTES].concat();
     let mut headers = FieldTable::default();
     for (name, value) in properties.headers().as_ref().map(FieldTable::inner).into_iter().flatten() {
-        if !OURS.contains(&name.as_str()) && !BROKERS.contains(&name.as_str()) {
+        if !added.contains(&name.as_str()) {
             headers.insert(name.clone(), value.clone());
         }
     }
@@ -211,6 +215,7 @@ mod tests {
     fn what_death_added_is_taken_away_and_the_rest_kept() {
         let mut headers = [ours("1970-01-01T00:01:40Z"), vec![death(1)]].concat();
         headers.extend(BROKERS.map(|name| (name, long("x"))));
+        headers.extend(ROUTES.map(|name| (name, long("elsewhere"))));
         let dead = properties(&headers).with_content_type("application/json".into()).with_user_id("other".into());
         let alive = restored(&dead);
         assert_eq!((alive.headers(), alive.user_id()), (&None, &None));
