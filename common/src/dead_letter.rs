@@ -57,10 +57,6 @@ impl DeadLetters {
         origin: &Origin,
         why: &Reason,
     ) -> Result<(), BrokerError> {
-        // The client would keep what it can't send, a copy for each attempt, and send them all when the alarm is over.
-        if self.broker.is_blocked().await {
-            return Err(BrokerError::Blocked);
-        }
         let channel = self.channel().await?;
         let properties = self.properties(topology, origin, why);
         publish(&channel, &topology.dead_letter_exchange, &topology.queue, body, properties).await
@@ -88,13 +84,14 @@ impl DeadLetters {
     /// # Errors
     /// [`BrokerError`].
     pub async fn declare(&self, topology: &Topology) -> Result<(), BrokerError> {
-        if self.broker.is_blocked().await {
-            return Err(BrokerError::Blocked);
-        }
         declare(&self.channel().await?, topology).await
     }
 
     async fn channel(&self) -> Result<Channel, BrokerError> {
+        // The client would keep what it can't send, a copy for each attempt, and send them all when the alarm is over.
+        if self.broker.is_blocked().await {
+            return Err(BrokerError::Blocked);
+        }
         let mut slot = self.channel.lock().await;
         if let Some(channel) = slot.as_ref().filter(|c| c.status().connected()) {
             return Ok(channel.clone());
