@@ -1,5 +1,6 @@
 //! The life of one queue's consumer: prepare the database, subscribe, run the pipeline, and again after whatever ended it.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -97,7 +98,11 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
                 queue.status.consuming(data_type, true);
                 let (subscribed, before) = (Instant::now(), queue.status.total_committed(data_type));
                 let end;
-                (end, kept) = pipeline::run(&queue, &topology, &turn, claim, tuned, source, together).await;
+                // A batch that can't be written holds the pipeline for as long as the database is away.
+                (end, kept) = tokio::select! {
+                    ended = pipeline::run(&queue, &topology, &turn, claim, tuned, source, together) => ended,
+                    never = keep_declared(&queue, &topology) => match never {},
+                };
                 together = usize::MAX;
                 rehearsals = rehearsal();
                 queue.status.consuming(data_type, false);
@@ -151,24 +156,27 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
     }
 }
 
-/// Sleeps, and looks meanwhile whether the queue is still there.
+/// Sleeps, and keeps the queue declared meanwhile.
 async fn pause_declared<S: Sink>(queue: &Queue<S>, topology: &Topology, pause: Duration) {
-    let until = Instant::now() + pause;
-    while !queue.shutdown.is_cancelled() {
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return;
+    let pause = async {
+        tokio::select! {
+            () = sleep(pause) => {}
+            never = keep_declared(queue, topology) => match never {},
         }
-        until_shutdown(queue, sleep(left.min(DECLARE))).await;
-        if left > DECLARE {
-            // If the broker is away, the next subscription says so.
-            let _ = until_shutdown(queue, amqp::look(&queue.broker, topology)).await;
-        }
-    }
+    };
+    until_shutdown(queue, pause).await;
 }
 
-/// How often a queue that nobody consumes is declared: somebody may have deleted it.
+/// How often a queue is declared: somebody may have deleted it, and what is published while there is none is lost.
 const DECLARE: Duration = Duration::from_secs(15);
+
+/// Declares what is missing at the broker, for as long as it is polled. If the broker is away, the next subscription says so.
+async fn keep_declared<S: Sink>(queue: &Queue<S>, topology: &Topology) -> Infallible {
+    loop {
+        sleep(DECLARE).await;
+        let _ = amqp::look(&queue.broker, topology).await;
+    }
+}
 
 /// Pauses after messages went back, 1 s to a quarter of an hour.
 fn handed_back() -> Backoff {

@@ -120,6 +120,39 @@ async fn a_deleted_queue_is_declared_and_consumed_again() -> Result<(), Error> {
     stage.clean_up().await
 }
 
+/// The worker holds a batch that can't be written: what is published until it can must have a queue all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_deleted_while_a_batch_is_held_is_declared_again() -> Result<(), Error> {
+    let stage = Stage::new("deleted_held").await?;
+    let role = Role::create(&stage, "right").await?;
+    let login = [("POSTGRES_USERNAME", role.name.as_str()), ("POSTGRES_PASSWORD", "right")];
+    let mut worker = stage.start("tableinator", &login).await?;
+    let postgres = stage.postgres().await?;
+    let shut_out = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename";
+    postgres.batch_execute(&format!("ALTER ROLE {0} NOLOGIN; {shut_out} = '{0}'", role.name)).await?;
+    stage.publish(DataType::Artists, records(0..10)).await?;
+    // Nobody consumes any more who would be told of the deletion.
+    let fetches_no_more = |w: &Worker| w.metric("consuming", &["artists"]) == 0.0;
+    worker.until("holding a batch", PATIENCE, fetches_no_more).await?;
+    let queue = stage.topology("tableinator", DataType::Artists).queue;
+    stage.channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await?;
+    eventually("the queue is back", async || {
+        // The default exchange's binding, and that of the worker.
+        let (_, bindings) = broker_api("GET", &format!("queues/%2F/{queue}/bindings"), "")?;
+        Ok(bindings.as_array().is_some_and(|bindings| bindings.len() == 2))
+    })
+    .await?;
+    assert_eq!(worker.metric("reconnects_total", &["peer=\"queue\""]), 0.0, "it does not hold the batch any more");
+    stage.publish(DataType::Artists, records(10..50)).await?;
+    postgres.batch_execute(&format!("ALTER ROLE {} LOGIN", role.name)).await?;
+    settled(&mut worker, 50).await?;
+    assert_rows(&stage, DataType::Artists, 0..50).await?;
+    assert_no_dead_letters(&stage, "tableinator").await?;
+    assert_eq!(worker.stop().await?.code(), Some(0));
+    stage.clean_up().await?;
+    role.drop().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_closed_connection_is_replaced_and_nothing_is_lost() -> Result<(), Error> {
     let stage = Stage::new("closed").await?;
