@@ -50,8 +50,12 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// How often the broker has delivered it before, as a quorum queue counts.
+    /// How often the broker has delivered it before, as a quorum queue counts. At the first delivery the broker adds no such header,
+    /// so that one would be the publisher's.
     pub fn delivery_count(&self) -> i64 {
+        if !self.redelivered {
+            return 0;
+        }
         let headers = self.properties.headers().as_ref();
         let count = headers.and_then(|headers| headers.inner().get("x-delivery-count"));
         match count {
@@ -217,6 +221,19 @@ mod tests {
             received: chrono::Utc::now(),
         };
         Item::Record(record, origin)
+    }
+
+    #[test]
+    fn a_count_that_the_broker_did_not_make_is_none() {
+        let mut headers = lapin::types::FieldTable::default();
+        headers.insert("x-delivery-count".into(), AMQPValue::LongLongInt(19));
+        let count = |redelivered| Origin {
+            token: Ledger::new().register(1),
+            redelivered,
+            properties: BasicProperties::default().with_headers(headers.clone()),
+            received: chrono::Utc::now(),
+        };
+        assert_eq!((count(false).delivery_count(), count(true).delivery_count()), (0, 19));
     }
 
     #[test]

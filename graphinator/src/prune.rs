@@ -158,11 +158,12 @@ CALL (n, r) { MATCH (n)-[e:ON]->(o:Label) WHERE NOT o.id IN r.labels DELETE e RE
 CALL (n, r) { MATCH (n)-[e:DERIVED_FROM]->(o:Master) WHERE NOT o.id IN r.masters DELETE e RETURN collect(o.id) AS derived }
 CALL (n, r) {
   MATCH (p:Person)-[e:CREDITED_ON]->(n)
-  WITH p, e, NOT [p.name, e.role] IN r.credits
-         AND size([k IN keys(e) WHERE NOT k STARTS WITH '_' AND NOT k IN ['role', 'category']]) = 0 AS gone,
+  WITH p, e, NOT [p.name, e.role] IN r.credits AS gone,
+       size([k IN keys(e) WHERE NOT k STARTS WITH '_' AND NOT k IN ['role', 'category']]) = 0 AS ours,
        [a IN coalesce([] + e._artists, []) WHERE NOT [p.name, a] IN r.links | [p.name, a]] AS unlinked
-  FOREACH (_ IN CASE WHEN gone THEN [1] ELSE [] END | DELETE e)
-  RETURN collect(CASE WHEN gone THEN p.name END) AS credited, collect(unlinked) AS unlinked
+  FOREACH (_ IN CASE WHEN gone AND ours THEN [1] ELSE [] END | DELETE e)
+  FOREACH (_ IN CASE WHEN gone AND NOT ours THEN [1] ELSE [] END | REMOVE e._artists)
+  RETURN collect(CASE WHEN gone AND ours THEN p.name END) AS credited, collect(unlinked) AS unlinked
 }
 CALL (unlinked) { UNWIND unlinked AS some UNWIND some AS one RETURN collect(one) AS links }";
 
