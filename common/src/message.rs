@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -81,7 +81,7 @@ impl<'a> Object<'a> {
 
     /// Parses the text of an object; `None` if it is something else.
     pub fn parse(raw: &'a RawValue) -> Option<Self> {
-        serde_json::Deserializer::from_str(raw.get()).deserialize_map(ObjectVisitor).ok()
+        serde_json::Deserializer::from_str(raw.get()).deserialize_map(ObjectVisitor { members: 8 }).ok()
     }
 
     /// The last member of that name as a tree; `Null` if there is none, or none that a tree can hold.
@@ -111,7 +111,10 @@ pub fn items(raw: Option<&RawValue>) -> Vec<&RawValue> {
     raw.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default()
 }
 
-struct ObjectVisitor;
+/// Reads an object that has about that many members.
+struct ObjectVisitor {
+    members: usize,
+}
 
 impl<'de> Visitor<'de> for ObjectVisitor {
     type Value = Object<'de>;
@@ -121,11 +124,73 @@ impl<'de> Visitor<'de> for ObjectVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object<'de>, A::Error> {
-        let mut members = Vec::with_capacity(24);
+        let mut members = Vec::with_capacity(self.members);
         while let Some(key) = map.next_key::<CowKey<'de>>()? {
             members.push((key.0, map.next_value()?));
         }
         Ok(Object(members))
+    }
+}
+
+/// The object items of a list; anything else is skipped.
+pub fn objects(raw: Option<&RawValue>) -> Vec<Object<'_>> {
+    match raw.map(|raw| serde_json::from_str::<Vec<Item<'_>>>(raw.get())) {
+        Some(Ok(list)) => list.into_iter().filter_map(|item| item.0).collect(),
+        // No list, or one with a number that is beyond a double, which must not take its neighbours along.
+        Some(Err(_)) => items(raw).into_iter().filter_map(Object::parse).collect(),
+        None => Vec::new(),
+    }
+}
+
+/// An item of a list, if it is an object.
+struct Item<'a>(Option<Object<'a>>);
+
+impl<'de: 'a, 'a> serde::Deserialize<'de> for Item<'a> {
+    fn deserialize<D: Deserializer<'de>>(item: D) -> Result<Self, D::Error> {
+        item.deserialize_any(ItemVisitor)
+    }
+}
+
+struct ItemVisitor;
+
+impl<'de> Visitor<'de> for ItemVisitor {
+    type Value = Item<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Item<'de>, A::Error> {
+        ObjectVisitor { members: 8 }.visit_map(map).map(|object| Item(Some(object)))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Item<'de>, A::Error> {
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Item(None))
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Item<'de>, E> {
+        Ok(Item(None))
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Item<'de>, E> {
+        Ok(Item(None))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Item<'de>, E> {
+        Ok(Item(None))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Item<'de>, E> {
+        Ok(Item(None))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Item<'de>, E> {
+        Ok(Item(None))
+    }
+
+    fn visit_unit<E>(self) -> Result<Item<'de>, E> {
+        Ok(Item(None))
     }
 }
 
@@ -150,9 +215,9 @@ pub fn decode(body: &[u8]) -> Result<Message<'_>, Reject> {
         return Err(invalid(&format!("lone surrogate at byte {at}")));
     }
     let mut json = serde_json::Deserializer::from_str(text);
-    let object = match json.deserialize_map(ObjectVisitor).and_then(|o| json.end().map(|()| o)) {
+    let object = match json.deserialize_map(ObjectVisitor { members: 24 }).and_then(|o| json.end().map(|()| o)) {
         Ok(object) => object,
-        Err(e) if serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok() => {
+        Err(e) if serde_json::from_str::<IgnoredAny>(text).is_ok() => {
             return Err(Reject::new("not_an_object", e.to_string()));
         }
         Err(e) => return Err(invalid(&e)),

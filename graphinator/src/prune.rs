@@ -10,7 +10,7 @@ use common::DataType;
 use common::sink::Record;
 use neo4rs::{BoltType, Query, Row, query};
 
-use crate::record::{Edition, Payload, Work};
+use crate::record::{Deferred, Payload, Work, payload};
 use crate::statements::{label, list, map, pair};
 
 /// What pruning took away: who may be alone now, and which claims must be counted again. Names or ids.
@@ -168,18 +168,13 @@ CALL (n, r) {
 CALL (unlinked) { UNWIND unlinked AS some UNWIND some AS one RETURN collect(one) AS links }";
 
 /// Takes back the edges that changed records no longer have (contract §5.5; what it prunes not, we do).
-pub fn statement(data_type: DataType, records: &[&Record<Payload>]) -> Query {
-    with_rows(data_type, records.iter().map(|r| row(&r.id, &r.payload)))
+pub fn statement(data_type: DataType, records: &[&Record<Deferred>]) -> Query {
+    with_rows(data_type, records.iter().map(|r| row(&r.id, payload(r))))
 }
 
 /// Takes back all edges of records that vanished.
 pub fn everything(data_type: DataType, ids: &[String]) -> Query {
-    let nothing = match data_type {
-        DataType::Artists => Payload::Artist(Default::default()),
-        DataType::Labels => Payload::Label(Default::default()),
-        DataType::Masters => Payload::Master(Work::default()),
-        DataType::Releases => Payload::Release(Work::default(), Edition::default()),
-    };
+    let nothing = Payload::nothing(data_type);
     with_rows(data_type, ids.iter().map(|id| row(id, &nothing)))
 }
 

@@ -1,9 +1,11 @@
 //! What the graph needs of a record. Misshapen items are skipped, the record is written (contract, appendix D).
 
 use std::collections::HashSet;
+use std::sync::OnceLock;
 
 use common::DataType;
-use common::message::{Data, Object, items, text};
+use common::message::{Data, Message, Object, decode, items, objects, text};
+use common::sink::Record;
 use common::year;
 use neo4rs::BoltType;
 use serde_json::Value;
@@ -20,6 +22,43 @@ pub enum Payload {
     Master(Work),
     /// A release.
     Release(Work, Edition),
+}
+
+impl Payload {
+    /// What a record brings that has nothing.
+    pub fn nothing(data_type: DataType) -> Payload {
+        match data_type {
+            DataType::Artists => Payload::Artist(Artist::default()),
+            DataType::Labels => Payload::Label(Label::default()),
+            DataType::Masters => Payload::Master(Work::default()),
+            DataType::Releases => Payload::Release(Work::default(), Edition::default()),
+        }
+    }
+}
+
+/// A [`Payload`] that is taken out of the record's body when it is first asked for: most records of a monthly update are unchanged, and nobody
+/// asks.
+#[derive(Debug)]
+pub struct Deferred {
+    data_type: DataType,
+    payload: OnceLock<Payload>,
+}
+
+impl Deferred {
+    /// Of a record of this type.
+    pub fn new(data_type: DataType) -> Deferred {
+        Deferred { data_type, payload: OnceLock::new() }
+    }
+}
+
+/// What this record brings.
+pub fn payload(record: &Record<Deferred>) -> &Payload {
+    let Deferred { data_type, payload } = &record.payload;
+    payload.get_or_init(|| match decode(&record.body) {
+        Ok(Message::Data(data)) => extract(*data_type, &data),
+        // (The body was decoded before, or this would be no record.)
+        Ok(Message::Control(_)) | Err(_) => Payload::nothing(*data_type),
+    })
 }
 
 /// What an artist brings.
@@ -131,14 +170,15 @@ fn work(object: &Object<'_>, year_member: &str) -> Work {
 }
 
 fn edition(object: &Object<'_>) -> Edition {
-    let mut labels = objects(object, "labels");
+    let labels = objects(object.get("labels"));
     Edition {
-        formats: objects(object, "formats").filter_map(|f| string(&f, "name")).collect(),
-        catalog_number: labels.next().and_then(|label| string(&label, "catno")),
-        labels: ids(object, "labels"),
+        formats: objects(object.get("formats")).iter().filter_map(|f| string(f, "name")).collect(),
+        catalog_number: labels.first().and_then(|label| string(label, "catno")),
+        labels: usable(&labels),
         master: id(object, "master_id"),
-        credits: objects(object, "extraartists")
-            .filter_map(|c| Some(Credit { name: string(&c, "name")?, role: string(&c, "role")?, artist: id(&c, "id") }))
+        credits: objects(object.get("extraartists"))
+            .iter()
+            .filter_map(|c| Some(Credit { name: string(c, "name")?, role: string(c, "role")?, artist: id(c, "id") }))
             .collect(),
     }
 }
@@ -159,14 +199,14 @@ fn property(object: &Object<'_>, key: &str) -> Option<BoltType> {
     }
 }
 
-/// The object items of a list; anything else is skipped.
-fn objects<'a>(object: &Object<'a>, key: &str) -> impl Iterator<Item = Object<'a>> {
-    items(object.get(key)).into_iter().filter_map(Object::parse)
+/// The usable ids of these items, each once.
+fn usable(items: &[Object<'_>]) -> Vec<String> {
+    distinct(items.iter().filter_map(|item| id(item, "id")))
 }
 
 /// The usable ids of the items of a list, each once.
 fn ids(object: &Object<'_>, key: &str) -> Vec<String> {
-    distinct(objects(object, key).filter_map(|item| id(&item, "id")))
+    usable(&objects(object.get(key)))
 }
 
 /// A usable id, as a string: `"0"` means "not linked" in the dumps and makes no node and no edge.
@@ -204,9 +244,8 @@ fn distinct(items: impl Iterator<Item = String>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::message::{Message, decode};
 
-    fn payload(data_type: DataType, body: &str) -> Payload {
+    fn extracted(data_type: DataType, body: &str) -> Payload {
         match decode(body.as_bytes()) {
             Ok(Message::Data(data)) => extract(data_type, &data),
             other => panic!("{other:?}"),
@@ -214,7 +253,7 @@ mod tests {
     }
 
     fn release(body: &str) -> (Work, Edition) {
-        match payload(DataType::Releases, body) {
+        match extracted(DataType::Releases, body) {
             Payload::Release(work, edition) => (work, edition),
             other => panic!("{other:?}"),
         }
@@ -224,10 +263,10 @@ mod tests {
     fn null_items_strings_and_zero_ids_are_skipped() {
         let body =
             r#"{"id":"1","members":[null,{"id":"2"},"x",{"id":"0"},{"id":3},{"name":"no id"},{"id":"2"},{"id":""}]}"#;
-        let Payload::Artist(artist) = payload(DataType::Artists, body) else { panic!() };
+        let Payload::Artist(artist) = extracted(DataType::Artists, body) else { panic!() };
         assert_eq!(artist.members, ["2", "3"]);
         let Payload::Label(label) =
-            payload(DataType::Labels, r#"{"id":"1","parentLabel":"EMI","sublabels":{"id":"5"}}"#)
+            extracted(DataType::Labels, r#"{"id":"1","parentLabel":"EMI","sublabels":{"id":"5"}}"#)
         else {
             panic!()
         };
@@ -241,7 +280,7 @@ mod tests {
         let body = format!(
             r#"{{"id":"1","members":[{{"id":"2"}},{{"id":"3","n":{huge}}},{{"id":"4","n":{deep}}},{{"id":123456789012345678901234567890}},{{"id":1.5}}]}}"#
         );
-        let Payload::Artist(artist) = payload(DataType::Artists, &body) else { panic!() };
+        let Payload::Artist(artist) = extracted(DataType::Artists, &body) else { panic!() };
         assert_eq!(artist.members, ["2", "3", "4", "123456789012345678901234567890"]);
     }
 

@@ -18,7 +18,7 @@ use crate::connect::{Connector, finds, first};
 use crate::errors::{classify, of_one_record};
 use crate::maintenance::{self, Maintenance};
 use crate::prune::{self, Removed};
-use crate::record::{self, Payload};
+use crate::record::Deferred;
 use crate::statements::{Edge, Look};
 use crate::{schema, statements, sweep};
 
@@ -60,7 +60,7 @@ impl Neo4jSink {
     async fn transaction(
         &self,
         data_type: DataType,
-        batch: &[&Record<Payload>],
+        batch: &[&Record<Deferred>],
         again: bool,
         claim: Option<&Claim>,
         phases: &mut Phases,
@@ -136,10 +136,10 @@ impl Neo4jSink {
 }
 
 impl Sink for Neo4jSink {
-    type Payload = Payload;
+    type Payload = Deferred;
 
-    fn extract(&self, data_type: DataType, data: &Data<'_>) -> Payload {
-        record::extract(data_type, data)
+    fn extract(&self, data_type: DataType, _: &Data<'_>) -> Deferred {
+        Deferred::new(data_type)
     }
 
     async fn prepare(&self, data_type: DataType) -> Result<(), SinkError> {
@@ -184,7 +184,7 @@ impl Sink for Neo4jSink {
     async fn write(
         &self,
         data_type: DataType,
-        batch: &[&Record<Payload>],
+        batch: &[&Record<Deferred>],
         again: bool,
         claim: &Claim,
         phases: &mut Phases,
@@ -195,7 +195,7 @@ impl Sink for Neo4jSink {
         written
     }
 
-    async fn rehearse(&self, data_type: DataType, batch: &[&Record<Payload>]) -> Result<(), SinkError> {
+    async fn rehearse(&self, data_type: DataType, batch: &[&Record<Deferred>]) -> Result<(), SinkError> {
         let guard = Unfinished(&self.connector);
         let rehearsed = self.transaction(data_type, batch, true, None, &mut Phases::new(data_type, false)).await;
         guard.finish();
@@ -263,7 +263,7 @@ struct Found {
 struct Written<'a> {
     report: WriteReport,
     /// The records that were new or changed.
-    rest: Vec<&'a Record<Payload>>,
+    rest: Vec<&'a Record<Deferred>>,
     /// What was taken away.
     removed: Removed,
     /// Whether the records that were taken for new still were when their nodes were locked.
@@ -283,7 +283,7 @@ async fn link_awaited(transaction: &mut Txn, artists: Vec<String>) -> Result<(),
 async fn compare(
     transaction: &mut Txn,
     data_type: DataType,
-    batch: &[&Record<Payload>],
+    batch: &[&Record<Deferred>],
     look: Look,
 ) -> Result<Found, neo4rs::Error> {
     let mut rows = transaction.execute(statements::check(data_type, batch, look)).await?;
@@ -298,7 +298,7 @@ async fn compare(
 async fn write<'a>(
     transaction: &mut Txn,
     data_type: DataType,
-    batch: &[&'a Record<Payload>],
+    batch: &[&'a Record<Deferred>],
     again: bool,
     claim: Option<&Claim>,
     phases: &mut Phases,
@@ -319,7 +319,7 @@ async fn write<'a>(
         updated: changed.len(),
         inserted: batch.len() - unchanged.len() - changed.len(),
     };
-    let at = |positions: &dyn Fn(usize) -> bool| -> Vec<&'a Record<Payload>> {
+    let at = |positions: &dyn Fn(usize) -> bool| -> Vec<&'a Record<Deferred>> {
         batch.iter().enumerate().filter(|(i, _)| positions(*i)).map(|(_, r)| *r).collect()
     };
     let mut removed = Removed::default();

@@ -10,14 +10,14 @@
 //! ten, a hundred … items) is another statement. Ten lists would have so many combinations that small batches were planned anew each time,
 //! which takes longer than running them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use common::DataType;
 use common::sink::Record;
 use common::turn::Claim;
 use neo4rs::{BoltList, BoltMap, BoltNull, BoltType, Query, query};
 
-use crate::record::{Artist, Credit, Edition, Label, Payload, Work};
+use crate::record::{Artist, Credit, Deferred, Edition, Label, Payload, Work, payload};
 use crate::roles;
 
 /// Where Discogs' API has an artist (contract §5.2).
@@ -29,7 +29,7 @@ const KEEP_PLAN: &str = "CYPHER replan=skip ";
 
 /// Notes that these records were seen, if the `claim` is still there; a row says so. A replica that was frozen must not say that it
 /// sees now, in the next run perhaps, what it got in an earlier one. (Without a claim it is a rehearsal.)
-pub fn note_seen(data_type: DataType, records: &[&Record<Payload>], claim: Option<&Claim>) -> Query {
+pub fn note_seen(data_type: DataType, records: &[&Record<Deferred>], claim: Option<&Claim>) -> Query {
     let mine = claim.map_or("", |_| "MATCH (o:IngestOwner {queue: $queue}) WHERE o.owner = $owner ");
     let text = format!(
         "{KEEP_PLAN}{mine}CREATE (:IngestSeen {{type: $type, at: timestamp(), ids: $ids}}) RETURN true AS mine"
@@ -57,7 +57,7 @@ pub enum Look {
 ///
 /// Nothing in it writes, unless it is to lock: Neo4j locks every id that a *writing* statement looks up by a unique index until the
 /// transaction ends, and exclusively those that it does not find. Two writers would wait for each other for half of a first load.
-pub fn check(data_type: DataType, records: &[&Record<Payload>], look: Look) -> Query {
+pub fn check(data_type: DataType, records: &[&Record<Deferred>], look: Look) -> Query {
     let label = label(data_type);
     // Who locks need not know of the gate, and would lock that, too.
     let (gate, lock) = match look {
@@ -128,15 +128,15 @@ CALL (everyone) {
   RETURN collect(n) AS nodes, collect(had) AS had
 }
 CALL (everyone, nodes) {
-  UNWIND $batch.members AS t WITH nodes, everyone[t.key] AS o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  UNWIND $batch.members AS t WITH nodes, everyone[t[0]] AS o, t UNWIND t[1] AS i WITH o, nodes[i] AS n
   MERGE (o)-[e:MEMBER_OF]->(n) SET e._members = true
 }
 CALL (everyone, nodes) {
-  UNWIND $batch.groups AS t WITH nodes, everyone[t.key] AS o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  UNWIND $batch.groups AS t WITH nodes, everyone[t[0]] AS o, t UNWIND t[1] AS i WITH o, nodes[i] AS n
   MERGE (n)-[e:MEMBER_OF]->(o) SET e._groups = true
 }
 CALL (everyone, nodes) {
-  UNWIND $batch.aliases AS t WITH nodes, everyone[t.key] AS o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  UNWIND $batch.aliases AS t WITH nodes, everyone[t[0]] AS o, t UNWIND t[1] AS i WITH o, nodes[i] AS n
   MERGE (o)-[:ALIAS_OF]->(n)
 }";
 
@@ -152,34 +152,35 @@ CALL (everyone) {
   RETURN collect(n) AS nodes, collect(had) AS had
 }
 CALL (everyone, nodes) {
-  UNWIND $batch.parents AS t WITH nodes, everyone[t.key] AS o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  UNWIND $batch.parents AS t WITH nodes, everyone[t[0]] AS o, t UNWIND t[1] AS i WITH o, nodes[i] AS n
   MERGE (n)-[e:SUBLABEL_OF]->(o) SET e._parent = true
 }
 CALL (everyone, nodes) {
-  UNWIND $batch.sublabels AS t WITH nodes, everyone[t.key] AS o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  UNWIND $batch.sublabels AS t WITH nodes, everyone[t[0]] AS o, t UNWIND t[1] AS i WITH o, nodes[i] AS n
   MERGE (o)-[e:SUBLABEL_OF]->(n) SET e._sublabels = true
 }";
 
-/// Edges that masters and releases have in common. `$EDGE` is MERGE or CREATE.
+/// Edges that masters and releases have in common. `$EDGE` is MERGE or CREATE. A target is a pair of its key and the positions of the
+/// records, a genre of PART_OF one of its name and its styles, a person its name, its credits, and the artists that it is.
 const WORK_EDGES: &str = "
 CALL (nodes) {
-  UNWIND $batch.artists AS t MERGE (o:Artist {id: t.key})
-  WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  UNWIND $batch.artists AS t MERGE (o:Artist {id: t[0]})
+  WITH nodes, o, t UNWIND t[1] AS i WITH o, nodes[i] AS n
   $EDGE (n)-[:BY]->(o)
 }
 CALL (nodes) {
-  UNWIND $batch.genres AS t MERGE (o:Genre {name: t.key})
-  WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  UNWIND $batch.genres AS t MERGE (o:Genre {name: t[0]})
+  WITH nodes, o, t UNWIND t[1] AS i WITH o, nodes[i] AS n
   $EDGE (n)-[:IS]->(o)
 }
 CALL (nodes) {
-  UNWIND $batch.styles AS t MERGE (o:Style {name: t.key})
-  WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  UNWIND $batch.styles AS t MERGE (o:Style {name: t[0]})
+  WITH nodes, o, t UNWIND t[1] AS i WITH o, nodes[i] AS n
   $EDGE (n)-[:IS]->(o)
 }
 CALL () {
-  UNWIND $batch.part_of AS t MATCH (g:Genre {name: t.key}) USING INDEX SEEK g:Genre(name)
-  UNWIND t.styles AS style MATCH (s:Style {name: style}) USING INDEX SEEK s:Style(name)
+  UNWIND $batch.part_of AS t MATCH (g:Genre {name: t[0]}) USING INDEX SEEK g:Genre(name)
+  UNWIND t[1] AS style MATCH (s:Style {name: style}) USING INDEX SEEK s:Style(name)
   MERGE (s)-[:PART_OF]->(g)
 }";
 
@@ -208,27 +209,27 @@ WITH collect(n) AS nodes, collect(had) AS had";
 /// A credit whose artist does not exist yet is written down; [`link`] makes the edge when the artist comes.
 const RELEASE_EDGES: &str = "
 CALL (nodes) {
-  UNWIND $batch.labels AS t MERGE (o:Label {id: t.key})
-  WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  UNWIND $batch.labels AS t MERGE (o:Label {id: t[0]})
+  WITH nodes, o, t UNWIND t[1] AS i WITH o, nodes[i] AS n
   $EDGE (n)-[:ON]->(o)
 }
 CALL (nodes) {
-  UNWIND $batch.masters AS t MERGE (o:Master {id: t.key})
-  WITH nodes, o, t UNWIND t.rows AS i WITH o, nodes[i] AS n
+  UNWIND $batch.masters AS t MERGE (o:Master {id: t[0]})
+  WITH nodes, o, t UNWIND t[1] AS i WITH o, nodes[i] AS n
   $EDGE (n)-[:DERIVED_FROM]->(o)
 }
 CALL (nodes) {
-  UNWIND $batch.persons AS p MERGE (o:Person {name: p.key})
-  WITH nodes, o, p UNWIND p.credits AS c WITH o, c, nodes[c[0]] AS n
+  UNWIND $batch.persons AS p MERGE (o:Person {name: p[0]})
+  WITH nodes, o, p UNWIND p[1] AS c WITH o, c, nodes[c[0]] AS n
   $EDGE (o)-[e:CREDITED_ON {role: c[1]}]->(n) SET e.category = c[2], e._artists = c[3]
 }
 CALL () {
-  UNWIND $batch.persons AS p UNWIND p.artists AS id
-  MATCH (o:Person {name: p.key}) USING INDEX SEEK o:Person(name)
+  UNWIND $batch.persons AS p UNWIND p[2] AS id
+  MATCH (o:Person {name: p[0]}) USING INDEX SEEK o:Person(name)
   OPTIONAL MATCH (a:Artist {id: id}) USING INDEX SEEK a:Artist(id)
   FOREACH (known IN CASE WHEN a IS NULL THEN [] ELSE [a] END | MERGE (o)-[:SAME_AS]->(known))
   FOREACH (_ IN CASE WHEN a IS NULL THEN [1] ELSE [] END |
-    MERGE (w:IngestPendingLink {pair: id + ' ' + p.key}) ON CREATE SET w.artist = id, w.person = p.key)
+    MERGE (w:IngestPendingLink {pair: id + ' ' + p[0]}) ON CREATE SET w.artist = id, w.person = p[0])
 }";
 
 /// How the edges of masters and releases come about.
@@ -244,7 +245,7 @@ const HAD: &str = "\nRETURN [i IN range(0, size(had) - 1) WHERE had[i]] AS had";
 
 /// Writes nodes and edges of new and changed records. The statement's row has the positions of those that were there already (`had`), seen when
 /// their nodes were locked. If one of them was taken for new, the transaction must not be committed.
-pub fn write(data_type: DataType, records: &[&Record<Payload>], edge: Edge) -> Query {
+pub fn write(data_type: DataType, records: &[&Record<Deferred>], edge: Edge) -> Query {
     let everyone = everyone(records);
     let place = |id: &str| position(everyone.partition_point(|other| *other < id));
     let mut rows = Vec::with_capacity(records.len());
@@ -256,7 +257,7 @@ pub fn write(data_type: DataType, records: &[&Record<Payload>], edge: Edge) -> Q
             DataType::Masters | DataType::Releases => ("id", id.into()),
         };
         let mut row = vec![key, ("sha256", record.hash.as_str().into())];
-        match &record.payload {
+        match payload(record) {
             Payload::Artist(artist) => edges.artist(at, artist, &mut row),
             Payload::Label(label) => edges.label(at, label, &mut row),
             Payload::Master(work) => edges.work(at, work, &mut row),
@@ -287,17 +288,20 @@ pub fn write(data_type: DataType, records: &[&Record<Payload>], edge: Edge) -> Q
         DataType::Masters => edges.works(&[], &mut params),
         DataType::Releases => {
             edges.works(&["labels", "masters"], &mut params);
-            params.push(("persons", list(edges.persons.iter().map(|(name, credits)| person_row(name, credits)))));
+            let mut categories = Categories::new();
+            let persons = edges.persons.iter_mut();
+            let persons = persons.map(|(name, credits)| person_row(name, credits, &mut categories));
+            params.push(("persons", list(persons)));
         }
     }
     query(&text).param("batch", map(params))
 }
 
 /// Ids of the artists or labels that records of these types are about, themselves and what they refer to, sorted.
-fn everyone<'a>(records: &[&'a Record<Payload>]) -> Vec<&'a str> {
+fn everyone<'a>(records: &[&'a Record<Deferred>]) -> Vec<&'a str> {
     let mut ids: Vec<&str> = Vec::new();
     for record in records {
-        match &record.payload {
+        match payload(record) {
             Payload::Artist(artist) => {
                 ids.push(&record.id);
                 ids.extend(artist.relatives().map(String::as_str));
@@ -339,10 +343,10 @@ pub fn link(artists: Vec<String>) -> Query {
 }
 
 /// The ids of all artists that these records make exist, sorted.
-pub fn made_artists(records: &[&Record<Payload>]) -> Vec<String> {
+pub fn made_artists(records: &[&Record<Deferred>]) -> Vec<String> {
     let mut ids: Vec<&String> = Vec::new();
     for record in records {
-        match &record.payload {
+        match payload(record) {
             Payload::Artist(artist) => {
                 ids.push(&record.id);
                 ids.extend(artist.relatives());
@@ -355,11 +359,11 @@ pub fn made_artists(records: &[&Record<Payload>]) -> Vec<String> {
 }
 
 /// The ids of all artists that these records make exist or are waiting for, sorted.
-pub fn artist_ids(records: &[&Record<Payload>]) -> Vec<String> {
+pub fn artist_ids(records: &[&Record<Deferred>]) -> Vec<String> {
     let made = made_artists(records);
     let mut ids: Vec<&String> = made.iter().collect();
     for record in records {
-        if let Payload::Release(_, edition) = &record.payload {
+        if let Payload::Release(_, edition) = payload(record) {
             ids.extend(edition.credits.iter().filter_map(|c| c.artist.as_ref()));
         }
     }
@@ -437,8 +441,7 @@ impl<'a> Edges<'a> {
     fn targets(&self, names: &[&'static str], key: impl Fn(&str) -> BoltType, params: &mut Row) {
         for name in names {
             let rows = self.targets.get(name).into_iter().flatten();
-            let rows =
-                rows.map(|(id, rows)| map(vec![("key", key(id)), ("rows", list(rows.iter().copied().map(position)))]));
+            let rows = rows.map(|(id, rows)| list([key(id), list(rows.iter().copied().map(position))]));
             params.push((name, list(rows)));
         }
     }
@@ -447,31 +450,33 @@ impl<'a> Edges<'a> {
     fn works(&self, more: &[&'static str], params: &mut Row) {
         self.targets(&["artists", "genres", "styles"], |name| name.into(), params);
         self.targets(more, |id| id.into(), params);
-        let part_of = self
-            .part_of
-            .iter()
-            .map(|(genre, styles)| map(vec![("key", (*genre).into()), ("styles", list(styles.iter().copied()))]));
+        let part_of = self.part_of.iter().map(|(genre, styles)| list([(*genre).into(), list(styles.iter().copied())]));
         params.push(("part_of", list(part_of)));
     }
 }
 
-fn person_row(name: &str, of_one: &[(usize, &Credit)]) -> BoltType {
+/// Categories of the roles of a batch. There are few, and finding one takes longer than all the rest of a credit.
+type Categories<'a> = HashMap<&'a str, &'static str>;
+
+fn person_row<'a>(name: &str, of_one: &mut [(usize, &'a Credit)], categories: &mut Categories<'a>) -> BoltType {
     let artists: BTreeSet<&str> = of_one.iter().filter_map(|(_, credit)| credit.artist.as_deref()).collect();
+    of_one.sort_unstable_by_key(|(at, credit)| (*at, &credit.role, &credit.artist));
     // One edge for each role on a record, which remembers the artists that the person is there.
-    let mut credits: BTreeMap<(usize, &str), BTreeSet<&str>> = BTreeMap::new();
-    for (at, credit) in of_one {
-        credits.entry((*at, &credit.role)).or_default().extend(credit.artist.as_deref());
-    }
-    let credits = credits.into_iter().map(|((at, role), artists)| {
+    let credits = of_one.chunk_by(|(a, one), (b, other)| a == b && one.role == other.role).map(|same| {
+        let (at, Credit { role, .. }) = same[0];
+        let mut artists: Vec<&str> = same.iter().filter_map(|(_, credit)| credit.artist.as_deref()).collect();
+        artists.dedup();
         // A list would take a record of its own in the store.
-        let artists = match artists.len() {
-            0 => BoltType::Null(BoltNull),
-            1 => artists.into_iter().collect::<String>().into(),
+        let artists = match artists[..] {
+            [] => BoltType::Null(BoltNull),
+            [one] => one.into(),
             _ => list(artists),
         };
-        list([position(at), role.into(), roles::category(role).into(), artists])
+        let category = *categories.entry(role).or_insert_with(|| roles::category(role));
+        list([position(at), role.as_str().into(), category.into(), artists])
     });
-    map(vec![("key", name.into()), ("credits", list(credits)), ("artists", list(artists))])
+    let credits = list(credits);
+    list([name.into(), credits, list(artists)])
 }
 
 fn position(at: usize) -> BoltType {

@@ -164,10 +164,16 @@ async fn disturbed(name: &str, signal: &'static str) -> Result<(), Error> {
     stage.declare("tableinator").await?;
     stage.declare("graphinator").await?;
     stage.publish_month(&month.messages, month.version).await?;
-    // Small batches, one at a time, so that a signal finds them at every stage, long before the end.
-    let small =
-        [("POSTGRES_BATCH_SIZE", "20"), ("POSTGRES_WRITERS", "1"), ("NEO4J_BATCH_SIZE", "50"), ("NEO4J_WRITERS", "1")];
     let total: usize = by_type(&month.messages).iter().map(|(_, bodies)| bodies.len()).sum();
+    // Small batches, one at a time, and slowly, so that a signal finds them at every stage, long before the end.
+    let rate = (total / 10).to_string();
+    let small = [
+        ("POSTGRES_BATCH_SIZE", "20"),
+        ("POSTGRES_WRITERS", "1"),
+        ("NEO4J_BATCH_SIZE", "20"),
+        ("NEO4J_WRITERS", "1"),
+        ("RATE_LIMIT", &rate),
+    ];
     for worker in ["tableinator", "graphinator"] {
         let mut rng = fastrand::Rng::with_seed(42);
         for _ in 0..5 {
