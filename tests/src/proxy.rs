@@ -1,4 +1,4 @@
-//! A way to a server that is as slow as a test wants, and that can be cut, reset, frozen and delayed.
+//! A way to a server that is as slow as a test wants, and that can be cut, reset, frozen and delayed, or change what it forwards.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,6 +32,8 @@ struct Way {
     frozen: [AtomicBool; 2],
     /// What freezes it when it comes along on the way to the server, and in which direction.
     trap: Mutex<Option<(Vec<u8>, Direction)>>,
+    /// What is changed on the way to the server, and into what.
+    rewritten: Mutex<Option<(Vec<u8>, Vec<u8>)>>,
     /// Each chunk waits this long, in either direction.
     delay_ms: AtomicU64,
     /// Chunks that had to wait for either.
@@ -41,6 +43,17 @@ struct Way {
 impl Way {
     fn trap(&self) -> MutexGuard<'_, Option<(Vec<u8>, Direction)>> {
         self.trap.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what is to be changed.
+    fn rewrite(&self, chunk: &mut [u8]) {
+        let rewritten = self.rewritten.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((from, to)) = &*rewritten else { return };
+        for at in 0..=chunk.len().saturating_sub(from.len()) {
+            if chunk[at..].starts_with(from) {
+                chunk[at..at + to.len()].copy_from_slice(to);
+            }
+        }
     }
 
     /// Freezes if these bytes are what was waited for.
@@ -108,6 +121,12 @@ impl Proxy {
         *self.way.trap() = Some((bytes.to_owned(), direction));
     }
 
+    /// Changes these bytes on their way to the server into others, as many.
+    pub fn rewrite(&self, from: &[u8], to: &[u8]) {
+        assert_eq!(from.len(), to.len());
+        *self.way.rewritten.lock().unwrap_or_else(PoisonError::into_inner) = Some((from.to_owned(), to.to_owned()));
+    }
+
     /// Each chunk waits so long from now on.
     pub fn delay(&self, delay: Duration) {
         self.way.delay_ms.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -154,6 +173,7 @@ async fn pipe(way: &Way, direction: Direction, ends: &mut (OwnedReadHalf, OwnedW
             return Ok(());
         }
         if direction == Direction::There {
+            way.rewrite(&mut buffer[..n]);
             way.look(&buffer[..n]);
         }
         let delay = way.delay_ms.load(Ordering::Relaxed);

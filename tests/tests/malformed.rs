@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use common::DataType;
 use integration_tests::oracle::{self, Messages};
-use integration_tests::stage::{PATIENT, by_type, controlled, services, settled, stop_clean};
+use integration_tests::proxy::Proxy;
+use integration_tests::stage::{PATIENT, binary, by_type, controlled, services, settled, stop_clean};
 use integration_tests::states;
 use integration_tests::{Error, Stage};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Confirmation};
 use serde_json::json;
 use xtask::process::Worker;
@@ -786,5 +787,54 @@ async fn a_culprit_of_another_user_is_dead_lettered_all_the_same() -> Result<(),
     assert_eq!(worker.metric("redelivered_total", &[]), 0.0);
     assert_eq!(worker.stop().await?.code(), Some(0));
     ctl(&["delete_user", user])?;
+    stage.clean_up().await
+}
+
+/// The protocol wants UTF-8 in short strings, and RabbitMQ hands on whatever was sent: nobody else must suffer from it, and a culprit with
+/// such properties can be looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn properties_that_are_no_utf_8_harm_nobody() -> Result<(), Error> {
+    let stage = Stage::new("latin").await?;
+    stage.declare("tableinator").await?;
+    // Clients can't send it; what they send is changed on its way.
+    let s = services();
+    let proxy = Proxy::start(s.get("RABBITMQ_PORT").parse()?, u64::MAX).await?;
+    proxy.rewrite(b"caf~", b"caf\xe9");
+    let login = format!("{}:{}", s.get("RABBITMQ_USERNAME"), s.get("RABBITMQ_PASSWORD"));
+    let uri = format!("amqp://{login}@127.0.0.1:{}/%2f", proxy.port);
+    let connection = lapin::Connection::connect(&uri, lapin::ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    let exchange = format!("{}-artists", stage.prefix);
+    let mut headers = FieldTable::default();
+    headers.insert("x-caf~".into(), AMQPValue::LongString("caf~".into()));
+    let text = || ShortString::from("caf~");
+    let properties = xtask::feed::properties()
+        .with_app_id(text())
+        .with_message_id(text())
+        .with_content_type(text())
+        .with_headers(headers);
+    let bodies = (0..50).map(|n| if n == 25 { b"{broken".to_vec() } else { good(DataType::Artists, n) });
+    for body in bodies {
+        let (exchange, options) = (exchange.as_str().into(), BasicPublishOptions::default());
+        channel.basic_publish(exchange, text(), options, &body, properties.clone()).await?.await?;
+    }
+    connection.close(200, "done".into()).await?;
+
+    let mut worker = stage.start("tableinator", &[]).await?;
+    settled(&mut worker, 50).await?;
+    assert_eq!(worker.metric("redelivered_total", &[]) + worker.metric("reconnects_total", &[]), 0.0);
+    let rows = stage.postgres().await?.query_one("SELECT count(*) FROM artists", &[]).await?;
+    assert_eq!(rows.get::<_, i64>(0), 49);
+    let list = std::process::Command::new(binary("tableinator"))
+        .args(["deadletter", "list", "--format", "json"])
+        .envs(stage.env(&[]))
+        .output()?;
+    let list: serde_json::Value = serde_json::from_slice(&list.stdout)?;
+    assert_eq!(list["messages"][0]["reason"], "invalid_json", "{list}");
+    let letters = stage.dead_letters("tableinator", DataType::Artists).await?;
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0].header("x-caf?").as_bytes(), "caf\u{fffd}".as_bytes(), "a header's value is no short string");
+    assert_eq!(worker.stop().await?.code(), Some(0));
     stage.clean_up().await
 }
