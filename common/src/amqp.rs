@@ -10,6 +10,7 @@ use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions,
     QueueBindOptions, QueueDeclareOptions,
 };
+use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::tcp::OwnedTLSConfig;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
@@ -237,7 +238,30 @@ async fn depth(channel: &Channel, topology: &Topology) -> Result<(u32, u32), Bro
     Ok((queue.message_count(), queue.consumer_count()))
 }
 
-/// The same, for who has no channel yet.
+/// Whether the queue is there.
+///
+/// # Errors
+/// [`BrokerError`].
+pub async fn exists(broker: &Broker, topology: &Topology) -> Result<bool, BrokerError> {
+    let channel = broker.channel().await?;
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let asked = channel.queue_declare(topology.queue.as_str().into(), passive, FieldTable::default());
+    match answered(asked).await {
+        // An error of this kind closes the channel.
+        Err(BrokerError::Amqp(e)) if is(&e, AMQPSoftError::NOTFOUND) => Ok(false),
+        other => {
+            let _ = answered(channel.close(200, "looked".into())).await;
+            other.map(|_| true)
+        }
+    }
+}
+
+/// Whether the broker refused something for this reason.
+pub(crate) fn is(error: &lapin::Error, kind: AMQPSoftError) -> bool {
+    matches!(error.kind(), lapin::ErrorKind::ProtocolError(e) if *e.kind() == AMQPErrorKind::Soft(kind))
+}
+
+/// The same as [`depth`], for who has no channel yet.
 ///
 /// # Errors
 /// [`BrokerError`].

@@ -24,6 +24,7 @@ pub mod message;
 pub mod metrics;
 pub mod phases;
 pub mod pipeline;
+pub mod presence;
 pub mod queue;
 pub mod rate;
 pub mod settle;

@@ -223,7 +223,8 @@ impl<S: Sink> Subscription<'_, S> {
                 (self.exhausted, self.all_read) = (true, true);
                 return Ok(());
             }
-            None => return Err(End::Lost("the consumer was cancelled or its channel closed".to_owned())),
+            None if self.source.is_alive() => return Err(End::Deleted),
+            None => return Err(End::Lost("the channel is closed".to_owned())),
         };
         let now = Instant::now();
         self.last_delivery = now;
@@ -493,8 +494,7 @@ impl<S: Sink> Subscription<'_, S> {
     async fn depth(&self) -> Result<(), End> {
         let could_take_more = self.is_idle() && self.source.ledger.open() == 0;
         let idle_since = could_take_more.then_some(self.last_delivery);
-        let wrong = watch::queue(&self.source, self.queue.data_type, idle_since).await;
-        wrong.map_or(Ok(()), |wrong| Err(End::Lost(wrong)))
+        watch::queue(&self.source, self.queue.data_type, idle_since).await
     }
 
     fn gauges(&self) {

@@ -1,6 +1,5 @@
 //! The life of one queue's consumer: prepare the database, subscribe, run the pipeline, and again after whatever ended it.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use crate::dead_letter::DeadLetters;
 use crate::kept::Kept;
 use crate::metrics as names;
 use crate::pipeline;
+use crate::presence::Presence;
 use crate::rate::RateLimit;
 use crate::shares::Shares;
 use crate::sink::{Sink, SinkError};
@@ -66,6 +66,8 @@ pub enum End {
     Drained,
     /// The consumer, the channel or the connection is gone, or should be.
     Lost(String),
+    /// The channel lives, and the broker has no such consumer any more: somebody deleted the queue, with what was in it.
+    Deleted,
     /// The database takes nothing; what was read went back.
     Paused(SinkError),
 }
@@ -83,8 +85,10 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
     // Each time that messages go back uses up one of their deliveries, so these pauses grow to a quarter of an hour. They do so only
     // if rehearsals are no use.
     let mut pauses = handed_back();
+    let mut presence = Presence::default();
     while !queue.shutdown.is_cancelled() {
-        let end = match until_shutdown(&queue, subscribe(&queue, &topology, &mut kept, &mut together)).await {
+        let subscribed = subscribe(&queue, &topology, &mut presence, &mut kept, &mut together);
+        let end = match until_shutdown(&queue, subscribed).await {
             None => return,
             Some(Err(end)) => end,
             Some(Ok((turn, claim, tuned, source))) => {
@@ -101,8 +105,11 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
                 // A batch that can't be written holds the pipeline for as long as the database is away.
                 (end, kept) = tokio::select! {
                     ended = pipeline::run(&queue, &topology, &turn, claim, tuned, source, together) => ended,
-                    never = keep_declared(&queue, &topology) => match never {},
+                    never = presence.keep(&queue, &topology) => match never {},
                 };
+                presence.is_gone(matches!(end, End::Deleted));
+                // Before another replica may take the end of a run for that of a whole one. If it can't be, the next subscription does it.
+                let _ = presence.note(&queue).await;
                 together = usize::MAX;
                 rehearsals = rehearsal();
                 queue.status.consuming(data_type, false);
@@ -128,19 +135,16 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
                         "⏸️ Handed the messages back: nothing could be written for too long"
                     );
                     queue.status.trouble(data_type, Some(error.to_string()));
-                    pause_declared(&queue, &topology, pause).await;
+                    wait_declared(&queue, &topology, &mut presence, pause).await;
                     continue;
                 }
                 end
             }
         };
-        match end {
+        let lost = match end {
             End::Drained => continue,
-            End::Lost(reason) => {
-                warn!(data_type = data_type.name(), reason, "🔌 Consumer lost, subscribing again");
-                metrics::counter!(names::RECONNECTS, "peer" => "queue").increment(1);
-                queue.status.lost(data_type, reason);
-            }
+            End::Lost(reason) => Some(reason),
+            End::Deleted => Some("the queue was deleted, or the broker forgot its consumer".to_owned()),
             End::Paused(error) => {
                 error!(
                     data_type = data_type.name(),
@@ -149,33 +153,28 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
                     "⏸️ Not consuming: the database is not ready"
                 );
                 queue.status.trouble(data_type, Some(error.to_string()));
+                None
             }
+        };
+        if let Some(reason) = lost {
+            warn!(data_type = data_type.name(), reason, "🔌 Consumer lost, subscribing again");
+            metrics::counter!(names::RECONNECTS, "peer" => "queue").increment(1);
+            queue.status.lost(data_type, reason);
         }
         let pause = if kept.is_some() { rehearsals.pause() } else { backoff.pause() };
-        pause_declared(&queue, &topology, pause).await;
+        wait_declared(&queue, &topology, &mut presence, pause).await;
     }
 }
 
 /// Sleeps, and keeps the queue declared meanwhile.
-async fn pause_declared<S: Sink>(queue: &Queue<S>, topology: &Topology, pause: Duration) {
+async fn wait_declared<S: Sink>(queue: &Queue<S>, topology: &Topology, presence: &mut Presence, pause: Duration) {
     let pause = async {
         tokio::select! {
             () = sleep(pause) => {}
-            never = keep_declared(queue, topology) => match never {},
+            never = presence.keep(queue, topology) => match never {},
         }
     };
     until_shutdown(queue, pause).await;
-}
-
-/// How often a queue is declared: somebody may have deleted it, and what is published while there is none is lost.
-const DECLARE: Duration = Duration::from_secs(15);
-
-/// Declares what is missing at the broker, for as long as it is polled. If the broker is away, the next subscription says so.
-async fn keep_declared<S: Sink>(queue: &Queue<S>, topology: &Topology) -> Infallible {
-    loop {
-        sleep(DECLARE).await;
-        let _ = amqp::look(&queue.broker, topology).await;
-    }
 }
 
 /// Pauses after messages went back, 1 s to a quarter of an hour.
@@ -193,12 +192,14 @@ fn rehearsal() -> Backoff {
 async fn subscribe<S: Sink>(
     queue: &Queue<S>,
     topology: &Topology,
+    presence: &mut Presence,
     kept: &mut Option<Kept<S::Payload>>,
     together: &mut usize,
 ) -> Result<(Turn, Claim, Tuned, Source), End> {
     // Whatever the database says: what is published while there is no queue is lost.
-    amqp::look(&queue.broker, topology).await.map_err(|e| End::Lost(e.to_string()))?;
+    presence.look(queue, topology).await.map_err(|e| End::Lost(e.to_string()))?;
     prepare(queue).await.map_err(End::Paused)?;
+    presence.note(queue).await.map_err(End::Paused)?;
     if let Some(work) = kept {
         let rehearsed = rehearse(queue, work).await;
         // Its messages may have been purged: then it must not stop those that come after.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
-use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
+use lapin::protocol::AMQPSoftError;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel};
 use tokio::task::JoinHandle;
@@ -20,7 +20,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::amqp::{self, Broker, BrokerError, Channels, answered};
+use crate::amqp::{self, Broker, BrokerError, Channels, answered, is};
 use crate::data_type::{DataType, Topology};
 
 /// How often a waiting replica asks for its turn, and one second more for each queue that it consumes already: who has
@@ -257,10 +257,6 @@ async fn ask(publisher: &Broker, topology: &Topology, count: usize) -> Result<()
     let asked = channel.basic_publish("".into(), name.as_str().into(), options, body.as_bytes(), properties);
     answered(asked).await?;
     answered(channel.close(200, "asked".into())).await
-}
-
-fn is(error: &lapin::Error, kind: AMQPSoftError) -> bool {
-    matches!(error.kind(), lapin::ErrorKind::ProtocolError(e) if *e.kind() == AMQPErrorKind::Soft(kind))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use crate::amqp::Source;
 use crate::data_type::DataType;
 use crate::metrics as names;
+use crate::queue::End;
 
 /// How often to look whether the channel still lives.
 pub const LOOK: Duration = Duration::from_secs(1);
@@ -20,17 +21,18 @@ pub fn channel(source: &Source) -> Option<String> {
     (!source.is_alive()).then(|| "the channel is closed".to_owned())
 }
 
-/// Asks the broker about the queue; tells what is wrong with the consumer. `idle_since` is when it last got a message,
+/// Asks the broker about the queue; says if something is wrong with the consumer. `idle_since` is when it last got a message,
 /// if it could take more.
-pub async fn queue(source: &Source, data_type: DataType, idle_since: Option<Instant>) -> Option<String> {
-    let (ready, consumers) = match source.depth().await {
-        Ok(depth) => depth,
-        Err(e) => return Some(format!("{}: {e}", source.queue())),
-    };
+///
+/// # Errors
+/// [`End`]: how the subscription ended.
+pub async fn queue(source: &Source, data_type: DataType, idle_since: Option<Instant>) -> Result<(), End> {
+    let depth = source.depth().await;
+    let (ready, consumers) = depth.map_err(|e| End::Lost(format!("{}: {e}", source.queue())))?;
     metrics::gauge!(names::QUEUE_READY, "data_type" => data_type.name()).set(f64::from(ready));
     if consumers == 0 {
-        return Some("the broker knows no consumer of this queue".to_owned());
+        return Err(End::Deleted);
     }
     let stalled = ready > 0 && idle_since.is_some_and(|since| since.elapsed() > STALLED);
-    stalled.then(|| format!("{ready} messages wait, none was delivered"))
+    if stalled { Err(End::Lost(format!("{ready} messages wait, none was delivered"))) } else { Ok(()) }
 }

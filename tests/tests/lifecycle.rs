@@ -105,6 +105,7 @@ async fn a_deleted_queue_is_declared_and_consumed_again() -> Result<(), Error> {
     let mut worker = stage.start("tableinator", &[]).await?;
     stage.publish(DataType::Artists, records(0..50)).await?;
     settled(&mut worker, 50).await?;
+    let started_at = now();
 
     let queue = stage.topology("tableinator", DataType::Artists).queue;
     stage.channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await?;
@@ -114,10 +115,31 @@ async fn a_deleted_queue_is_declared_and_consumed_again() -> Result<(), Error> {
     assert_topology(&stage, "tableinator")?;
     stage.publish(DataType::Artists, records(50..100)).await?;
     settled(&mut worker, 100).await?;
+    // What was in the queue is lost, so the end of its run, which brought 50 records again, must not take the others for vanished.
+    assert_eq!(purge(&stage, "20260101", &started_at).await?, ("records were dead-lettered in this run".to_owned(), 0));
     assert_rows(&stage, DataType::Artists, 0..100).await?;
     assert_no_dead_letters(&stage, "tableinator").await?;
+    // Of the next run all is there.
+    let started_at = now();
+    stage.publish(DataType::Artists, records(0..90)).await?;
+    assert_eq!(purge(&stage, "20260201", &started_at).await?, ("deleted".to_owned(), 10));
     assert_eq!(worker.stop().await?.code(), Some(0));
     stage.clean_up().await
+}
+
+fn now() -> String {
+    chrono::Utc::now().to_rfc3339()
+}
+
+/// Ends a run of artists, and says what came of its purge and how many rows that deleted.
+async fn purge(stage: &Stage, version: &str, started_at: &str) -> Result<(String, i64), Error> {
+    let end = json!({"type": "extraction_complete", "version": version, "started_at": started_at, "timestamp": now()});
+    stage.publish(DataType::Artists, [end.to_string()]).await?;
+    let postgres = stage.postgres().await?;
+    let statement = "SELECT outcome, deleted FROM ingest_purges WHERE version = $1 AND finished_at IS NOT NULL";
+    eventually("purged", async || Ok(postgres.query_opt(statement, &[&version]).await?.is_some())).await?;
+    let row = postgres.query_one(statement, &[&version]).await?;
+    Ok((row.get(0), row.get(1)))
 }
 
 /// The worker holds a batch that can't be written: what is published until it can must have a queue all the same.

@@ -463,7 +463,10 @@ fn judge_ends(
             let end = ends.get(&((*version).to_owned(), t.name().to_owned()));
             let fits = match end {
                 Some((_, Some(_))) => !vetoed.contains(&t),
-                Some((why, None)) => why == "records were dead-lettered in this run" && dead.contains(&t),
+                // A deleted queue counts as dead letters.
+                Some((why, None)) => {
+                    why == "records were dead-lettered in this run" && (dead.contains(&t) || lost.contains(&t))
+                }
                 None => false,
             };
             if !fits {
