@@ -238,21 +238,24 @@ async fn depth(channel: &Channel, topology: &Topology) -> Result<(u32, u32), Bro
     Ok((queue.message_count(), queue.consumer_count()))
 }
 
-/// Whether the queue is there.
+/// Whether there is such a queue. If not, the broker has closed the channel.
 ///
 /// # Errors
 /// [`BrokerError`].
-pub async fn exists(broker: &Broker, topology: &Topology) -> Result<bool, BrokerError> {
-    let channel = broker.channel().await?;
+pub async fn exists(channel: &Channel, queue: &str) -> Result<bool, BrokerError> {
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let asked = channel.queue_declare(topology.queue.as_str().into(), passive, FieldTable::default());
-    match answered(asked).await {
-        // An error of this kind closes the channel.
-        Err(BrokerError::Amqp(e)) if is(&e, AMQPSoftError::NOTFOUND) => Ok(false),
-        other => {
-            let _ = answered(channel.close(200, "looked".into())).await;
-            other.map(|_| true)
-        }
+    let asked = channel.queue_declare(queue.into(), passive, FieldTable::default());
+    Ok(found(answered(asked).await)?.is_some())
+}
+
+/// What a passive declaration found; `None` if the broker said that there is no such object, and closed the channel.
+///
+/// # Errors
+/// Any other [`BrokerError`].
+pub fn found<T>(declared: Result<T, BrokerError>) -> Result<Option<T>, BrokerError> {
+    match declared {
+        Err(BrokerError::Amqp(e)) if is(&e, AMQPSoftError::NOTFOUND) => Ok(None),
+        other => other.map(Some),
     }
 }
 

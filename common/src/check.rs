@@ -4,7 +4,6 @@ use std::cell::Cell;
 
 use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
-use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::FieldTable;
 use opentelemetry_sdk::Resource;
 
@@ -104,42 +103,26 @@ async fn queue(broker: &Broker, topology: &Topology) -> Result<String, BrokerErr
         let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
         let name = exchange.as_str().into();
         let declared = channel.exchange_declare(name, ExchangeKind::Fanout, passive, FieldTable::default());
-        exists(answered(declared).await, exchange, &mut missing)?;
+        if amqp::found(answered(declared).await)?.is_none() {
+            missing.push(exchange.as_str());
+        }
     }
     let mut text = String::new();
     for (queue, arguments) in amqp::queues(topology) {
         let channel = broker.channel().await?;
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let declared = answered(channel.queue_declare(queue.into(), passive, FieldTable::default())).await;
-        if let Some(found) = exists(declared, queue, &mut missing)? {
-            let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-            answered(channel.queue_declare(queue.into(), durable, arguments)).await?;
-            let (ready, consumers) = (found.message_count(), found.consumer_count());
-            text = format!("{ready} messages ready, {consumers} consumers, arguments as expected");
-        }
+        let Some(found) = amqp::found(declared)? else {
+            missing.push(queue);
+            continue;
+        };
+        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        answered(channel.queue_declare(queue.into(), durable, arguments)).await?;
+        let (ready, consumers) = (found.message_count(), found.consumer_count());
+        text = format!("{ready} messages ready, {consumers} consumers, arguments as expected");
     }
     if missing.is_empty() {
         return Ok(text);
     }
     Ok(format!("does not exist yet, will be declared at start: {}", missing.join(", ")))
-}
-
-fn exists<T>(
-    declared: Result<T, BrokerError>,
-    name: &str,
-    missing: &mut Vec<String>,
-) -> Result<Option<T>, BrokerError> {
-    match declared {
-        Ok(found) => Ok(Some(found)),
-        Err(BrokerError::Amqp(e)) if is_not_found(&e) => {
-            missing.push(name.to_owned());
-            Ok(None)
-        }
-        Err(e) => Err(e),
-    }
-}
-
-/// Whether the broker said that the object does not exist.
-pub(crate) fn is_not_found(error: &lapin::Error) -> bool {
-    matches!(error.kind(), lapin::ErrorKind::ProtocolError(e) if *e.kind() == AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND))
 }

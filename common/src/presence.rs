@@ -28,7 +28,9 @@ impl Presence {
     /// # Errors
     /// [`BrokerError`].
     pub async fn look<S: Sink>(&mut self, queue: &Queue<S>, topology: &Topology) -> Result<(), BrokerError> {
-        self.deleted |= self.declared && !amqp::exists(&queue.broker, topology).await?;
+        if self.declared {
+            self.deleted |= !amqp::exists(&queue.broker.channel().await?, &topology.queue).await?;
+        }
         amqp::look(&queue.broker, topology).await?;
         self.declared = true;
         Ok(())
@@ -42,9 +44,9 @@ impl Presence {
         }
     }
 
-    /// Told whether the broker has ended the consumer, which it does when the queue is deleted.
-    pub fn is_gone(&mut self, gone: bool) {
-        self.deleted |= gone;
+    /// The broker has ended the consumer, which it does when the queue is deleted.
+    pub fn deleted(&mut self) {
+        self.deleted = true;
     }
 
     /// Notes a deletion in the database, once.

@@ -107,7 +107,9 @@ pub async fn run<S: Sink>(queue: Queue<S>) {
                     ended = pipeline::run(&queue, &topology, &turn, claim, tuned, source, together) => ended,
                     never = presence.keep(&queue, &topology) => match never {},
                 };
-                presence.is_gone(matches!(end, End::Deleted));
+                if matches!(end, End::Deleted) {
+                    presence.deleted();
+                }
                 // Before another replica may take the end of a run for that of a whole one. If it can't be, the next subscription does it.
                 let _ = presence.note(&queue).await;
                 together = usize::MAX;

@@ -20,7 +20,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::amqp::{self, Broker, BrokerError, Channels, answered, is};
+use crate::amqp::{self, Broker, BrokerError, Channels, answered, found, is};
 use crate::data_type::{DataType, Topology};
 
 /// How often a waiting replica asks for its turn, and one second more for each queue that it consumes already: who has
@@ -189,11 +189,9 @@ impl Turn {
         let channel = broker.channel().await?;
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let asked = channel.queue_declare(name(topology).as_str().into(), passive, FieldTable::default());
-        // An error of this kind closes the channel.
-        match answered(asked).await {
-            Err(BrokerError::Amqp(e)) if is(&e, AMQPSoftError::NOTFOUND) => Ok(true),
+        match found(answered(asked).await) {
             Err(BrokerError::Amqp(e)) if is(&e, AMQPSoftError::RESOURCELOCKED) => Ok(false),
-            other => other.map(|_| false),
+            found => Ok(found?.is_none()),
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::amqp::{Broker, BrokerError, answered};
+use common::amqp::{Broker, BrokerError, answered, exists, found};
 use common::backoff::Backoff;
 use common::config::BrokerConfig;
 use common::{DataType, Topology};
@@ -13,10 +13,9 @@ use futures_util::FutureExt;
 use futures_util::future::try_join_all;
 use lapin::options::{
     BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions,
-    QueueDeclareOptions,
 };
 use lapin::types::FieldTable;
-use lapin::{BasicProperties, Channel, Confirmation, ErrorKind, ExchangeKind, PublisherConfirm};
+use lapin::{BasicProperties, Channel, Confirmation, ExchangeKind, PublisherConfirm};
 use tokio::time::{sleep, timeout};
 
 use crate::compress::Compression;
@@ -192,27 +191,13 @@ fn witness(queue: &str, started_at: &str) -> String {
     format!("{queue}.{started_at}")
 }
 
-/// Whether a queue exists. If not, the broker has closed the channel.
-async fn exists(channel: &Channel, queue: &str) -> Result<bool, BrokerError> {
-    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    found(answered(channel.queue_declare(queue.into(), passive, FieldTable::default())).await)
-}
-
 /// Whether a queue's witness exists. If not, the broker has closed the channel.
 async fn is_witnessed(channel: &Channel, queue: &str, started_at: &str) -> Result<bool, BrokerError> {
     let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
     let witness = witness(queue, started_at);
     let looked =
         channel.exchange_declare(witness.as_str().into(), ExchangeKind::Fanout, passive, FieldTable::default());
-    found(answered(looked).await)
-}
-
-fn found<T>(looked: Result<T, BrokerError>) -> Result<bool, BrokerError> {
-    match looked {
-        Ok(_) => Ok(true),
-        Err(BrokerError::Amqp(e)) if matches!(e.kind(), ErrorKind::ProtocolError(e) if e.get_id() == 404) => Ok(false),
-        Err(e) => Err(e),
-    }
+    Ok(found(answered(looked).await)?.is_some())
 }
 
 /// A message that is not confirmed yet.

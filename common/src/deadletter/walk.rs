@@ -5,8 +5,7 @@ use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 
-use crate::amqp::{Broker, BrokerError, answered};
-use crate::check::is_not_found;
+use crate::amqp::{Broker, BrokerError, answered, found};
 
 /// A walk over the messages that a queue had at its start, in their order. They stay unacknowledged at the broker while it
 /// lasts, so none comes twice; here only the current one is held. When the channel ends, in whatever way, the broker
@@ -25,12 +24,9 @@ impl Walk {
     pub async fn open(broker: &Broker, queue: &str) -> Result<Option<Walk>, BrokerError> {
         let channel = broker.channel().await?;
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        match answered(channel.queue_declare(queue.into(), passive, FieldTable::default())).await {
-            // A worker may be dead-lettering more, even what is just being replayed: what comes later is not for us.
-            Ok(found) => Ok(Some(Walk { channel, queue: queue.to_owned(), left: found.message_count() })),
-            Err(BrokerError::Amqp(e)) if is_not_found(&e) => Ok(None),
-            Err(e) => Err(e),
-        }
+        let declared = answered(channel.queue_declare(queue.into(), passive, FieldTable::default())).await;
+        // A worker may be dead-lettering more, even what is just being replayed: what comes later is not for us.
+        Ok(found(declared)?.map(|found| Walk { channel, queue: queue.to_owned(), left: found.message_count() }))
     }
 
     /// The next message.
