@@ -229,7 +229,7 @@ CALL () {
   OPTIONAL MATCH (a:Artist {id: id}) USING INDEX SEEK a:Artist(id)
   FOREACH (known IN CASE WHEN a IS NULL THEN [] ELSE [a] END | MERGE (o)-[:SAME_AS]->(known))
   FOREACH (_ IN CASE WHEN a IS NULL THEN [1] ELSE [] END |
-    MERGE (w:IngestPendingLink {pair: id + ' ' + p[0]}) ON CREATE SET w.artist = id, w.person = p[0])
+    MERGE (w:IngestPendingLink {pair: [id, p[0]]}) ON CREATE SET w.artist = id, w.person = p[0])
 }";
 
 /// How the edges of masters and releases come about.

@@ -56,6 +56,11 @@ pub fn services() -> &'static Services {
     })
 }
 
+/// This moment, as the extractor writes it.
+pub fn now() -> String {
+    chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Nanos, true)
+}
+
 /// A worker's binary, beside the test's own.
 pub fn binary(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap_or_else(|e| panic!("{e}"));

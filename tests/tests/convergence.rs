@@ -9,7 +9,7 @@ use graphinator::sweep;
 use graphinator::vanished::Guards;
 use integration_tests::oracle::{self, Messages};
 use integration_tests::proxy::{Direction, Proxy};
-use integration_tests::stage::{graph_maintained, run_graph_maintained, services, settled, within};
+use integration_tests::stage::{graph_maintained, now, run_graph_maintained, services, settled, within};
 use integration_tests::states;
 use integration_tests::{Error, Stage};
 use neo4rs::{Graph, Txn, query};
@@ -20,10 +20,6 @@ use xtask::sample::extraction_complete;
 const LONG: Duration = Duration::from_secs(60);
 /// A removal waits for other transactions for no longer than a batch may take.
 const SHORT: [(&str, &str); 1] = [("WRITE_TIMEOUT", "3")];
-
-fn now() -> String {
-    chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Nanos, true)
-}
 
 /// A data message; `members` is JSON text.
 fn message(id: &str, hash: &str, members: &str) -> Vec<u8> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use common::DataType;
 use integration_tests::oracle::{self, Expected, Messages};
-use integration_tests::stage::{by_type, run_maintained, services, settled};
+use integration_tests::stage::{by_type, now, run_maintained, services, settled};
 use integration_tests::states;
 use integration_tests::{Error, Stage};
 use tokio::time::{Instant, sleep};
@@ -83,10 +83,6 @@ async fn stop_clean(workers: (Worker, Worker)) -> Result<(), Error> {
     assert_eq!(workers.0.stop().await?.code(), Some(0));
     assert_eq!(workers.1.stop().await?.code(), Some(0));
     Ok(())
-}
-
-fn now() -> String {
-    chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Nanos, true)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use common::DataType;
 use integration_tests::oracle::{self, Messages};
-use integration_tests::stage::{by_type, services, settled};
+use integration_tests::stage::{by_type, now, services, settled};
 use integration_tests::states;
 use integration_tests::{Error, Stage};
 use neo4rs::{Graph, query};
@@ -272,6 +272,19 @@ async fn same_as_whatever_the_order_of_arrival() -> Result<(), Error> {
     Ok(())
 }
 
+/// Two credits that wait are two, whatever their names and ids look like together.
+#[tokio::test(flavor = "multi_thread")]
+async fn credits_that_wait_are_not_mixed_up() -> Result<(), Error> {
+    let mut feed = Feed::new("waiting").await?;
+    let credits = r#","extraartists":[{"id":"1","name":"2 P","role":"Bass"},{"id":"1 2","name":"P","role":"Bass"}]"#;
+    feed.put(DataType::Releases, vec![message("9", "r", credits)]).await?;
+    feed.put(DataType::Artists, vec![message("1", "a", ""), message("1 2", "b", "")]).await?;
+    let made = "MATCH (p:Person)-[:SAME_AS]->(a:Artist) RETURN p.name + ' is ' + a.id AS x ORDER BY x";
+    assert_eq!(feed.column(made).await?, ["2 P is 1", "P is 1 2"]);
+    assert!(feed.column("MATCH (w:IngestPendingLink) RETURN w.person AS x").await?.is_empty());
+    feed.end().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_latch_is_a_union_that_survives_everything() -> Result<(), Error> {
     let mut feed = Feed::new("latch").await?;
@@ -334,7 +347,7 @@ async fn a_run_of_the_future_does_not_hide_the_next_one() -> Result<(), Error> {
         feed.signal(t, "20260101", ahead).await?;
     }
     feed.until(completed, "1").await?;
-    let started_at = chrono::Utc::now().to_rfc3339();
+    let started_at = now();
     let [first, rest @ ..] = DataType::ALL;
     feed.signal(first, "20260101", &started_at).await?;
     let signals = "MATCH (c:ExtractionCompletion {version: '20260101'}) RETURN toString(size(c.signals)) AS x";

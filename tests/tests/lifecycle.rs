@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::DataType;
 use integration_tests::management::{broker_api, consumers};
-use integration_tests::stage::{binary, services, settled, stop_clean, within};
+use integration_tests::stage::{binary, now, services, settled, stop_clean, within};
 use integration_tests::{Error, Stage};
 use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions, QueueDeleteOptions};
@@ -125,10 +125,6 @@ async fn a_deleted_queue_is_declared_and_consumed_again() -> Result<(), Error> {
     assert_eq!(purge(&stage, "20260201", &started_at).await?, ("deleted".to_owned(), 10));
     assert_eq!(worker.stop().await?.code(), Some(0));
     stage.clean_up().await
-}
-
-fn now() -> String {
-    chrono::Utc::now().to_rfc3339()
 }
 
 /// Ends a run of artists, and says what came of its purge and how many rows that deleted.
@@ -538,6 +534,33 @@ async fn a_wrong_password_is_waited_out() -> Result<(), Error> {
     assert_eq!(worker.stop().await?.code(), Some(0));
     stage.clean_up().await?;
     role.drop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_missing_at_the_start_is_waited_out() -> Result<(), Error> {
+    let stage = Stage::new("missing").await?;
+    assert_eq!(stage.start("tableinator", &[]).await?.stop().await?.code(), Some(0));
+    let postgres = stage.postgres().await?;
+    postgres.batch_execute("CREATE SCHEMA elsewhere").await?;
+    for (schema, upto) in [("check", 20), ("off", 40)] {
+        postgres.batch_execute("ALTER TABLE artists SET SCHEMA elsewhere").await?;
+        let mut worker = stage.spawn("tableinator", &[("SCHEMA", schema)])?;
+        stage.publish(DataType::Artists, records(upto - 20..upto)).await?;
+        let complaint = |w: &Worker| unready(w).is_some_and(|why| why.contains("artists"));
+        worker.until("complaining", PATIENCE, complaint).await?;
+        sleep(SOME_ATTEMPTS).await;
+        assert!(complaint(&worker), "SCHEMA={schema}");
+        let table = postgres.query_one("SELECT to_regclass('artists')::text", &[]).await?;
+        assert_eq!(table.get::<_, Option<String>>(0), None, "SCHEMA={schema}");
+
+        postgres.batch_execute("ALTER TABLE elsewhere.artists SET SCHEMA public").await?;
+        settled(&mut worker, 20).await?;
+        worker.ready().await?;
+        assert_rows(&stage, DataType::Artists, 0..upto).await?;
+        assert_no_dead_letters(&stage, "tableinator").await?;
+        assert_eq!(worker.stop().await?.code(), Some(0));
+    }
+    stage.clean_up().await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use common::DataType;
 use integration_tests::oracle::{self, Expected, Messages};
 use integration_tests::proxy::{Direction, Proxy};
-use integration_tests::stage::{PATIENT, run_maintained, services, settled, within};
+use integration_tests::stage::{PATIENT, now, run_maintained, services, settled, within};
 use integration_tests::states;
 use integration_tests::{Error, Stage};
 use neo4rs::query;
@@ -15,10 +15,6 @@ use xtask::sample::{extraction_complete, file_complete};
 
 /// Longest wait for what must come, on a machine that is busy with other things.
 const LONG: Duration = Duration::from_secs(90);
-
-fn now() -> String {
-    chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Nanos, true)
-}
 
 /// A version of a record: its hash and its name say which.
 fn version(id: usize, version: usize) -> Vec<u8> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Datelike, Utc};
 use common::DataType;
 use integration_tests::oracle::{self, Messages};
-use integration_tests::stage::{PATIENT, controlled, controls, settled, stop_clean, within};
+use integration_tests::stage::{PATIENT, controlled, controls, now, settled, stop_clean, within};
 use integration_tests::states;
 use integration_tests::{Error, Stage};
 use lapin::options::{BasicGetOptions, BasicNackOptions};
@@ -603,7 +603,7 @@ async fn a_purge_forgets_what_was_seen_before_its_run() -> Result<(), Error> {
     fed.end(t, &run_since("20200101", LONG_AGO)).await?;
     assert_eq!(texts(&fed.postgres, notes).await?, ["artists 7", "labels 1"], "seen in this run");
     fed.batch(t, &[version("2", "A", "1")]).await?;
-    let started_at = Utc::now().to_rfc3339();
+    let started_at = now();
     fed.batch(t, &[version("2", "B", "1"), version("3", "A", "1"), version("4", "A", "1")]).await?;
     fed.end(t, &run_since("20200201", &started_at)).await?;
     assert_eq!(texts(&fed.postgres, notes).await?, ["artists 7"]);
@@ -872,7 +872,7 @@ async fn the_share_of_a_purge_can_be_set() -> Result<(), Error> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_letter_prevents_that_type_s_purge_in_this_run() -> Result<(), Error> {
     let mut fed = Fed::new("deadletter", &[]).await?;
-    let started_at = Utc::now().to_rfc3339();
+    let started_at = now();
     let types = [DataType::Artists, DataType::Labels, DataType::Masters];
     for t in types {
         fed.fill(t, "stale", 1, LONG_AGO).await?;
@@ -897,7 +897,7 @@ async fn a_dead_letter_prevents_that_type_s_purge_in_this_run() -> Result<(), Er
     }
     // The next run is not concerned.
     for t in types {
-        fed.end(t, &run_since("20260201", &Utc::now().to_rfc3339())).await?;
+        fed.end(t, &run_since("20260201", &now())).await?;
         assert!(!fed.ids(t).await?.contains(&"stale1".to_owned()), "{t}");
     }
     fed.finish().await
@@ -912,7 +912,7 @@ async fn a_message_that_the_broker_may_dead_letter_prevents_the_purge_too() -> R
         fed.fill(t, "stale", 1, LONG_AGO).await?;
         fed.fill(t, "fresh", 8, FAR_AHEAD).await?;
     }
-    let started_at = Utc::now().to_rfc3339();
+    let started_at = now();
     let Fed { stage, worker, .. } = fed;
     stop_clean(&stage, "tableinator", worker).await?;
     for (t, times) in types.into_iter().zip([15, 3]) {
