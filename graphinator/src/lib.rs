@@ -7,6 +7,7 @@
 
 pub mod config;
 pub mod connect;
+pub mod contention;
 pub mod errors;
 pub mod gate;
 pub mod maintenance;

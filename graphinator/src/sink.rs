@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use crate::config::Neo4jConfig;
 use crate::connect::{Connector, finds, first};
+use crate::contention::{Contention, Entry};
 use crate::errors::{classify, of_one_record};
 use crate::maintenance::{self, Maintenance};
 use crate::prune::{self, Removed};
@@ -31,6 +32,7 @@ pub struct Neo4jSink {
     maintenance: Maintenance,
     schema: SchemaMode,
     preparing: Mutex<()>,
+    contention: Contention,
 }
 
 impl Neo4jSink {
@@ -45,6 +47,7 @@ impl Neo4jSink {
             ),
             schema,
             preparing: Mutex::new(()),
+            contention: Contention::default(),
         }
     }
 
@@ -66,9 +69,9 @@ impl Neo4jSink {
         phases: &mut Phases,
     ) -> Result<WriteReport, SinkError> {
         let mut transaction = self.connector.graph()?.start_txn().await.map_err(|e| self.failed(&e))?;
-        let written = write(&mut transaction, data_type, batch, again, claim, phases).await;
+        let written = write(&mut transaction, &self.contention, data_type, batch, again, claim, phases).await;
         let failed = |error| if batch.len() == 1 { of_one_record(self.failed(&error)) } else { self.failed(&error) };
-        let Some(Written { report, rest, removed, fresh }) = written.map_err(failed)? else {
+        let Some(Written { report, rest, removed, fresh, locked: _locked }) = written.map_err(failed)? else {
             transaction.rollback().await.map_err(|e| self.failed(&e))?;
             return Err(SinkError::fenced());
         };
@@ -79,7 +82,9 @@ impl Neo4jSink {
         }
         let Some(claim) = claim else {
             // What follows a commit.
-            link_awaited(&mut transaction, statements::artist_ids(batch)).await.map_err(|e| self.failed(&e))?;
+            link_awaited(&mut transaction, statements::artist_ids(data_type, batch))
+                .await
+                .map_err(|e| self.failed(&e))?;
             transaction.rollback().await.map_err(|e| self.failed(&e))?;
             return Ok(report);
         };
@@ -96,7 +101,7 @@ impl Neo4jSink {
         phases.end("commit");
         // Once more after the commit, so that this batch and one that runs beside it can't both miss the other: whichever commits
         // last sees the other's artists or waiting credits here. What was written before may lack this step.
-        let linkable = statements::artist_ids(if again { batch } else { &rest });
+        let linkable = statements::artist_ids(data_type, if again { batch } else { &rest });
         if !linkable.is_empty() {
             phases.begin();
             self.link(linkable).await?;
@@ -155,7 +160,9 @@ impl Sink for Neo4jSink {
         let [free, locked] = [Look::Free, Look::Locked].map(|look| statements::check(data_type, &[], look));
         let note = statements::note_seen(data_type, &[], Some(&Claim::new("", 0)));
         let [awaited, link] = [statements::awaited(Vec::new()), statements::link(Vec::new())];
-        for statement in [note, free, locked, prune, statements::write(data_type, &[], Edge::Merge), awaited, link] {
+        for statement in
+            [note, free, locked, prune, statements::write(data_type, &[], Edge::Merge, &|_, _| false), awaited, link]
+        {
             graph.run(statement).await.map_err(|e| self.failed(&e))?;
         }
         Ok(())
@@ -268,6 +275,8 @@ struct Written<'a> {
     removed: Removed,
     /// Whether the records that were taken for new still were when their nodes were locked.
     fresh: bool,
+    /// What the transaction has locked by now, until it ends.
+    locked: Entry<'a>,
 }
 
 /// Makes the SAME_AS edges that are waiting for one of these artists.
@@ -297,6 +306,7 @@ async fn compare(
 /// The statements of one batch; `None` if the queue was claimed by somebody else, and nothing is to be committed.
 async fn write<'a>(
     transaction: &mut Txn,
+    contention: &'a Contention,
     data_type: DataType,
     batch: &[&'a Record<Deferred>],
     again: bool,
@@ -336,6 +346,9 @@ async fn write<'a>(
         phases.end("prune");
     }
     phases.begin();
+    let rest = at(&|i| !unchanged.contains(&i));
+    let locked = contention.enter(statements::nodes(data_type, &rest));
+    let contended = |label, key: &str| locked.is_contended(label, key);
     // Edges of artists and labels have two records that can claim them, so none of theirs is new for certain.
     let own_edges = matches!(data_type, DataType::Masters | DataType::Releases);
     let new = |i: &usize| own_edges && !unchanged.contains(i) && !changed.contains(i) && !bare.contains(i);
@@ -345,14 +358,13 @@ async fn write<'a>(
     for (positions, edge) in [(positions(&|i| new(&i)), Edge::Create), (positions(&merged), Edge::Merge)] {
         if !positions.is_empty() {
             let records: Vec<_> = positions.iter().map(|i| batch[*i]).collect();
-            let mut rows = transaction.execute(statements::write(data_type, &records, edge)).await?;
+            let mut rows = transaction.execute(statements::write(data_type, &records, edge, &contended)).await?;
             while let Some(row) = rows.next(&mut *transaction).await? {
                 let had: Vec<usize> = row.get("had")?;
                 fresh &= had.iter().all(|at| positions.get(*at).is_some_and(|i| changed.contains(i)));
             }
         }
     }
-    let rest = at(&|i| !unchanged.contains(&i));
     // For artists after the commit only: they hold what credits of releases wait for, and would want what these hold.
     let made = if own_edges { statements::made_artists(&rest) } else { Vec::new() };
     if !made.is_empty() {
@@ -361,5 +373,5 @@ async fn write<'a>(
     if !rest.is_empty() {
         phases.end("merge");
     }
-    Ok(Some(Written { report, rest, removed, fresh }))
+    Ok(Some(Written { report, rest, removed, fresh, locked }))
 }

@@ -2,7 +2,8 @@
 //!
 //! One statement per type writes a batch: it merges the records' nodes, keeps them as a list, and then walks the
 //! *targets* of each edge type, sorted and each once, creating the edges to the records that a target names by their
-//! position in that list. So every target is looked up and locked once per batch, in the same order everywhere, and
+//! position in that list. So every target is looked up and locked once per batch, those that another batch of this worker is
+//! about to lock last, in the same order everywhere, and
 //! parameters carry only what is used. What is looked up by its key says so (USING INDEX SEEK): a plan that was made for an empty
 //! graph would go through all nodes of the label, or through all of an index for each row, until it is made anew.
 //!
@@ -113,8 +114,8 @@ pub const fn label(data_type: DataType) -> &'static str {
 }
 
 /// Artists and labels refer to their like, in both directions: the ids of a batch's records and of their targets are merged in one
-/// sorted pass, each once, so that two batches that bring the same new ids meet at the first of them and not crosswise. Everything after
-/// that names nodes by their position in `everyone`. Whether a node had a record is looked at once it is locked; if it is without `_v` then,
+/// pass, each once: first those that nobody else is about to lock, then the rest, sorted, so that batches that bring the same new ids do not
+/// meet crosswise. Everything after that names nodes by their position in `everyone`. Whether a node had a record is looked at once it is locked; if it is without `_v` then,
 /// somebody has deleted it meanwhile, and Neo4j has ignored the SET.
 const ARTISTS: &str = "
 UNWIND $batch.ids AS id
@@ -160,14 +161,9 @@ CALL (everyone, nodes) {
   MERGE (o)-[e:SUBLABEL_OF]->(n) SET e._sublabels = true
 }";
 
-/// Edges that masters and releases have in common. `$EDGE` is MERGE or CREATE. A target is a pair of its key and the positions of the
-/// records, a genre of PART_OF one of its name and its styles, a person its name, its credits, and the artists that it is.
-const WORK_EDGES: &str = "
-CALL (nodes) {
-  UNWIND $batch.artists AS t MERGE (o:Artist {id: t[0]})
-  WITH nodes, o, t UNWIND t[1] AS i WITH o, nodes[i] AS n
-  $EDGE (n)-[:BY]->(o)
-}
+/// Edges of masters and releases to what there is little of, and what is there after the first batches. `$EDGE` is MERGE or CREATE. A
+/// target is a pair of its key and the positions of the records, a genre of PART_OF one of its name and its styles.
+const STYLE_EDGES: &str = "
 CALL (nodes) {
   UNWIND $batch.genres AS t MERGE (o:Genre {name: t[0]})
   WITH nodes, o, t UNWIND t[1] AS i WITH o, nodes[i] AS n
@@ -182,6 +178,14 @@ CALL () {
   UNWIND $batch.part_of AS t MATCH (g:Genre {name: t[0]}) USING INDEX SEEK g:Genre(name)
   UNWIND t[1] AS style MATCH (s:Style {name: style}) USING INDEX SEEK s:Style(name)
   MERGE (s)-[:PART_OF]->(g)
+}";
+
+/// Their other edges, once with `$PART` for what nobody else is about to lock, and once for the rest.
+const ARTIST_EDGES: &str = "
+CALL (nodes) {
+  UNWIND $PART.artists AS t MERGE (o:Artist {id: t[0]})
+  WITH nodes, o, t UNWIND t[1] AS i WITH o, nodes[i] AS n
+  $EDGE (n)-[:BY]->(o)
 }";
 
 const MASTER_NODES: &str = "
@@ -206,26 +210,28 @@ SET n.title = r.title, n.year = r.year, n.formats = r.formats, n.sha256 = r.sha2
     n._catalog_number = r.catalog_number
 WITH collect(n) AS nodes, collect(had) AS had";
 
-/// A credit whose artist does not exist yet is written down; [`link`] makes the edge when the artist comes.
+/// A person is its name and its credits. A credit whose artist does not exist yet is written down; [`link`] makes the edge when the
+/// artist comes.
 const RELEASE_EDGES: &str = "
 CALL (nodes) {
-  UNWIND $batch.labels AS t MERGE (o:Label {id: t[0]})
+  UNWIND $PART.labels AS t MERGE (o:Label {id: t[0]})
   WITH nodes, o, t UNWIND t[1] AS i WITH o, nodes[i] AS n
   $EDGE (n)-[:ON]->(o)
 }
 CALL (nodes) {
-  UNWIND $batch.masters AS t MERGE (o:Master {id: t[0]})
+  UNWIND $PART.masters AS t MERGE (o:Master {id: t[0]})
   WITH nodes, o, t UNWIND t[1] AS i WITH o, nodes[i] AS n
   $EDGE (n)-[:DERIVED_FROM]->(o)
 }
 CALL (nodes) {
-  UNWIND $batch.persons AS p MERGE (o:Person {name: p[0]})
+  UNWIND $PART.persons AS p MERGE (o:Person {name: p[0]})
   WITH nodes, o, p UNWIND p[1] AS c WITH o, c, nodes[c[0]] AS n
   $EDGE (o)-[e:CREDITED_ON {role: c[1]}]->(n) SET e.category = c[2], e._artists = c[3]
 }
 CALL () {
-  UNWIND $batch.persons AS p UNWIND p[2] AS id
+  UNWIND $PART.same AS p
   MATCH (o:Person {name: p[0]}) USING INDEX SEEK o:Person(name)
+  UNWIND p[1] AS id
   OPTIONAL MATCH (a:Artist {id: id}) USING INDEX SEEK a:Artist(id)
   FOREACH (known IN CASE WHEN a IS NULL THEN [] ELSE [a] END | MERGE (o)-[:SAME_AS]->(known))
   FOREACH (_ IN CASE WHEN a IS NULL THEN [1] ELSE [] END |
@@ -243,11 +249,26 @@ pub enum Edge {
 
 const HAD: &str = "\nRETURN [i IN range(0, size(had) - 1) WHERE had[i]] AS had";
 
+/// Whether another transaction of this worker is about to lock this node, by label and key.
+pub type Contended<'a> = &'a dyn Fn(&'static str, &str) -> bool;
+
 /// Writes nodes and edges of new and changed records. The statement's row has the positions of those that were there already (`had`), seen when
-/// their nodes were locked. If one of them was taken for new, the transaction must not be committed.
-pub fn write(data_type: DataType, records: &[&Record<Deferred>], edge: Edge) -> Query {
-    let everyone = everyone(records);
-    let place = |id: &str| position(everyone.partition_point(|other| *other < id));
+/// their nodes were locked. If one of them was taken for new, the transaction must not be committed. What is contended comes
+/// last: see [`crate::contention`].
+pub fn write(data_type: DataType, records: &[&Record<Deferred>], edge: Edge, contended: Contended<'_>) -> Query {
+    // Ids of artists or labels, of the records themselves and what they refer to.
+    let mut everyone: Vec<(bool, &str)> = match data_type {
+        DataType::Artists | DataType::Labels => {
+            nodes(data_type, records).into_iter().map(|(label, id)| (contended(label, id), id)).collect()
+        }
+        DataType::Masters | DataType::Releases => Vec::new(),
+    };
+    everyone.sort_unstable();
+    everyone.dedup();
+    let place = |id: &str| {
+        let one = (contended(label(data_type), id), id);
+        position(everyone.partition_point(|other| *other < one))
+    };
     let mut rows = Vec::with_capacity(records.len());
     let mut edges = Edges::default();
     for (at, record) in records.iter().enumerate() {
@@ -268,54 +289,56 @@ pub fn write(data_type: DataType, records: &[&Record<Deferred>], edge: Edge) -> 
         }
         rows.push(map(row));
     }
+    let works = |nodes, edges: &str| {
+        let [early, late] = ["$batch.early", "$batch.late"].map(|part| edges.replace("$PART", part));
+        format!("{nodes}{STYLE_EDGES}{early}{late}{HAD}")
+    };
     let text = match data_type {
         DataType::Artists => format!("{ARTISTS}{HAD}"),
         DataType::Labels => format!("{LABELS}{HAD}"),
-        DataType::Masters => format!("{MASTER_NODES}{WORK_EDGES}{HAD}"),
-        DataType::Releases => format!("{RELEASE_NODES}{WORK_EDGES}{RELEASE_EDGES}{HAD}"),
+        DataType::Masters => works(MASTER_NODES, ARTIST_EDGES),
+        DataType::Releases => works(RELEASE_NODES, &format!("{ARTIST_EDGES}{RELEASE_EDGES}")),
     };
     let text = KEEP_PLAN.to_owned() + &text.replace("$EDGE", if edge == Edge::Create { "CREATE" } else { "MERGE" });
     let mut params = vec![("rows", list(rows))];
+    let by_place = |name| (name, edges.targets(name, place, |_| true));
     match data_type {
         DataType::Artists => {
-            params.extend([("ids", list(everyone.iter().copied())), ("url", ARTIST_URL.into())]);
-            edges.targets(&["members", "groups", "aliases"], place, &mut params);
+            params.extend([("ids", list(everyone.iter().map(|(_, id)| *id))), ("url", ARTIST_URL.into())]);
+            params.extend(["members", "groups", "aliases"].map(by_place));
         }
         DataType::Labels => {
-            params.push(("ids", list(everyone.iter().copied())));
-            edges.targets(&["parents", "sublabels"], place, &mut params);
+            params.push(("ids", list(everyone.iter().map(|(_, id)| *id))));
+            params.extend(["parents", "sublabels"].map(by_place));
         }
-        DataType::Masters => edges.works(&[], &mut params),
-        DataType::Releases => {
-            edges.works(&["labels", "masters"], &mut params);
-            let mut categories = Categories::new();
-            let persons = edges.persons.iter_mut();
-            let persons = persons.map(|(name, credits)| person_row(name, credits, &mut categories));
-            params.push(("persons", list(persons)));
-        }
+        DataType::Masters | DataType::Releases => edges.works(contended, &mut params),
     }
     query(&text).param("batch", map(params))
 }
 
-/// Ids of the artists or labels that records of these types are about, themselves and what they refer to, sorted.
-fn everyone<'a>(records: &[&'a Record<Deferred>]) -> Vec<&'a str> {
-    let mut ids: Vec<&str> = Vec::new();
+/// The nodes that [`write`] locks for these records, by label and key, but for genres and styles: they are few, and soon there.
+pub fn nodes<'a>(data_type: DataType, records: &[&'a Record<Deferred>]) -> Vec<(&'static str, &'a str)> {
+    let mut nodes: Vec<(&'static str, &str)> = Vec::new();
     for record in records {
+        nodes.push((label(data_type), &record.id));
         match payload(record) {
-            Payload::Artist(artist) => {
-                ids.push(&record.id);
-                ids.extend(artist.relatives().map(String::as_str));
-            }
+            Payload::Artist(artist) => nodes.extend(artist.relatives().map(|id| ("Artist", id.as_str()))),
             Payload::Label(Label { parent, sublabels, .. }) => {
-                ids.push(&record.id);
-                ids.extend(parent.iter().chain(sublabels).map(String::as_str));
+                nodes.extend(parent.iter().chain(sublabels).map(|id| ("Label", id.as_str())));
             }
-            Payload::Master(_) | Payload::Release(..) => {}
+            Payload::Master(work) => nodes.extend(work.artists.iter().map(|id| ("Artist", id.as_str()))),
+            Payload::Release(work, edition) => {
+                nodes.extend(work.artists.iter().map(|id| ("Artist", id.as_str())));
+                nodes.extend(edition.labels.iter().map(|id| ("Label", id.as_str())));
+                nodes.extend(edition.master.iter().map(|id| ("Master", id.as_str())));
+                for credit in &edition.credits {
+                    nodes.push(("Person", &credit.name));
+                    nodes.extend(credit.artist.iter().map(|id| ("Artist", id.as_str())));
+                }
+            }
         }
     }
-    ids.sort_unstable();
-    ids.dedup();
-    ids
+    nodes
 }
 
 /// Which of these artists a SAME_AS edge is waiting for. Only reads, and so locks nothing; the first line costs nothing when none waits.
@@ -342,38 +365,24 @@ pub fn link(artists: Vec<String>) -> Query {
     .param("artists", artists)
 }
 
-/// The ids of all artists that these records make exist, sorted.
+/// The ids of the artists that these masters or releases make exist, sorted.
 pub fn made_artists(records: &[&Record<Deferred>]) -> Vec<String> {
-    let mut ids: Vec<&String> = Vec::new();
-    for record in records {
-        match payload(record) {
-            Payload::Artist(artist) => {
-                ids.push(&record.id);
-                ids.extend(artist.relatives());
-            }
-            Payload::Label(_) => {}
-            Payload::Master(work) | Payload::Release(work, _) => ids.extend(&work.artists),
-        }
-    }
-    sorted(ids)
+    sorted(records.iter().flat_map(|record| match payload(record) {
+        Payload::Master(work) | Payload::Release(work, _) => work.artists.iter().map(String::as_str),
+        Payload::Artist(_) | Payload::Label(_) => [].iter().map(String::as_str),
+    }))
 }
 
 /// The ids of all artists that these records make exist or are waiting for, sorted.
-pub fn artist_ids(records: &[&Record<Deferred>]) -> Vec<String> {
-    let made = made_artists(records);
-    let mut ids: Vec<&String> = made.iter().collect();
-    for record in records {
-        if let Payload::Release(_, edition) = payload(record) {
-            ids.extend(edition.credits.iter().filter_map(|c| c.artist.as_ref()));
-        }
-    }
-    sorted(ids)
+pub fn artist_ids(data_type: DataType, records: &[&Record<Deferred>]) -> Vec<String> {
+    sorted(nodes(data_type, records).into_iter().filter(|(label, _)| *label == "Artist").map(|(_, id)| id))
 }
 
-fn sorted(mut ids: Vec<&String>) -> Vec<String> {
+fn sorted<'a>(ids: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut ids: Vec<&str> = ids.collect();
     ids.sort_unstable();
     ids.dedup();
-    ids.into_iter().cloned().collect()
+    ids.into_iter().map(str::to_owned).collect()
 }
 
 /// Positions of records by the target that they have an edge to.
@@ -437,21 +446,39 @@ impl<'a> Edges<'a> {
         }
     }
 
-    /// Adds the targets of these edges, each with what the statement knows it by and the positions of the records.
-    fn targets(&self, names: &[&'static str], key: impl Fn(&str) -> BoltType, params: &mut Row) {
-        for name in names {
-            let rows = self.targets.get(name).into_iter().flatten();
-            let rows = rows.map(|(id, rows)| list([key(id), list(rows.iter().copied().map(position))]));
-            params.push((name, list(rows)));
-        }
+    /// Those of the targets that are wanted, each with what the statement knows it by and the positions of the records.
+    fn targets(&self, name: &str, key: impl Fn(&str) -> BoltType, wanted: impl Fn(&str) -> bool) -> BoltType {
+        let rows = self.targets.get(name).into_iter().flatten().filter(|(id, _)| wanted(id));
+        list(rows.map(|(id, rows)| list([key(id), list(rows.iter().copied().map(position))])))
     }
 
-    /// Adds what masters and releases have in common, and these.
-    fn works(&self, more: &[&'static str], params: &mut Row) {
-        self.targets(&["artists", "genres", "styles"], |name| name.into(), params);
-        self.targets(more, |id| id.into(), params);
+    /// Adds the edges of masters or releases.
+    fn works(&mut self, contended: Contended<'_>, params: &mut Row) {
+        params.extend(["genres", "styles"].map(|name| (name, self.targets(name, |name| name.into(), |_| true))));
         let part_of = self.part_of.iter().map(|(genre, styles)| list([(*genre).into(), list(styles.iter().copied())]));
         params.push(("part_of", list(part_of)));
+        let [early, late] = [false, true].map(|late| {
+            let part = [("artists", "Artist"), ("labels", "Label"), ("masters", "Master")];
+            part.map(|(name, label)| (name, self.targets(name, |id| id.into(), |id| contended(label, id) == late)))
+        });
+        let mut parts = [Vec::from(early), Vec::from(late)];
+        let mut categories = Categories::new();
+        let (mut persons, mut same) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+        for (name, credits) in &mut self.persons {
+            let artists: BTreeSet<&str> = credits.iter().filter_map(|(_, credit)| credit.artist.as_deref()).collect();
+            let is_late = contended("Person", name);
+            // That somebody is an artist can't be said before there is the person.
+            let (late, early): (Vec<_>, Vec<_>) =
+                artists.into_iter().partition(|artist| is_late || contended("Artist", artist));
+            for (part, artists) in [early, late].into_iter().enumerate().filter(|(_, artists)| !artists.is_empty()) {
+                same[part].push(list([(*name).into(), list(artists)]));
+            }
+            persons[usize::from(is_late)].push(person_row(name, credits, &mut categories));
+        }
+        for (part, lists) in parts.iter_mut().zip(persons.into_iter().zip(same)) {
+            part.extend([("persons", list(lists.0)), ("same", list(lists.1))]);
+        }
+        params.extend(["early", "late"].into_iter().zip(parts.map(map)));
     }
 }
 
@@ -459,7 +486,6 @@ impl<'a> Edges<'a> {
 type Categories<'a> = HashMap<&'a str, &'static str>;
 
 fn person_row<'a>(name: &str, of_one: &mut [(usize, &'a Credit)], categories: &mut Categories<'a>) -> BoltType {
-    let artists: BTreeSet<&str> = of_one.iter().filter_map(|(_, credit)| credit.artist.as_deref()).collect();
     of_one.sort_unstable_by_key(|(at, credit)| (*at, &credit.role, &credit.artist));
     // One edge for each role on a record, which remembers the artists that the person is there.
     let credits = of_one.chunk_by(|(a, one), (b, other)| a == b && one.role == other.role).map(|same| {
@@ -475,8 +501,7 @@ fn person_row<'a>(name: &str, of_one: &mut [(usize, &'a Credit)], categories: &m
         let category = *categories.entry(role).or_insert_with(|| roles::category(role));
         list([position(at), role.as_str().into(), category.into(), artists])
     });
-    let credits = list(credits);
-    list([name.into(), credits, list(artists)])
+    list([name.into(), list(credits)])
 }
 
 fn position(at: usize) -> BoltType {
