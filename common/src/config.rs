@@ -122,7 +122,11 @@ pub const COMMON: &[Variable] = &[
         Value("ensure"),
         "database schema at start: ensure (create what is missing), check (only look), off",
     ),
-    variable("HEALTH_PORT", Derived("8001 graphinator, 8002 tableinator"), "port of the page (/), /status, /health, /ready and /metrics"),
+    variable(
+        "HEALTH_PORT",
+        Derived("8001 graphinator, 8002 tableinator"),
+        "port of the page (/), /status, /health, /ready and /metrics",
+    ),
     tunable(LOG_LEVEL, Value("INFO"), "DEBUG, INFO, WARNING, ERROR or CRITICAL"),
     variable("LOG_DIR", Derived("/logs if it exists"), "directory for a second copy of the log, WORKER.log"),
     variable("ENVIRONMENT", Value("development"), "value of the log field `environment`"),

@@ -81,7 +81,7 @@ impl<'a> Object<'a> {
 
     /// Parses the text of an object; `None` if it is something else.
     pub fn parse(raw: &'a RawValue) -> Option<Self> {
-        serde_json::Deserializer::from_str(raw.get()).deserialize_map(ObjectVisitor { members: 8 }).ok()
+        serde_json::Deserializer::from_str(raw.get()).deserialize_map(ObjectVisitor { members: 0 }).ok()
     }
 
     /// The last member of that name as a tree; `Null` if there is none, or none that a tree can hold.
@@ -111,7 +111,7 @@ pub fn items(raw: Option<&RawValue>) -> Vec<&RawValue> {
     raw.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default()
 }
 
-/// Reads an object that has about that many members.
+/// Reads an object that has about that many members. (For the items of a list, none: there may be millions that are empty.)
 struct ObjectVisitor {
     members: usize,
 }
@@ -161,7 +161,7 @@ impl<'de> Visitor<'de> for ItemVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Item<'de>, A::Error> {
-        ObjectVisitor { members: 8 }.visit_map(map).map(|object| Item(Some(object)))
+        ObjectVisitor { members: 0 }.visit_map(map).map(|object| Item(Some(object)))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Item<'de>, A::Error> {
@@ -202,14 +202,25 @@ struct CowKey<'a>(#[serde(borrow)] Cow<'a, str>);
 /// take much longer ones as keys, and a control message that can't be taken would block its queue.
 const MAX_CONTROL_TEXT: usize = 200;
 
+/// A body longer than this may have no more than [`MAX_VALUES`] commas: a decoded value takes up to some 200 bytes, also if it has three in the
+/// body. The largest real records have some hundred thousand.
+const LARGE: usize = 4 << 20;
+
+/// See [`LARGE`].
+const MAX_VALUES: usize = 1_000_000;
+
 /// Decodes one message body.
 ///
 /// # Errors
+/// `too_many_values` (see [`LARGE`]), or
 /// [`Reject`] with reason `invalid_json` (no JSON, not UTF-8, a lone surrogate), `not_an_object`, `missing_id` (no
 /// `id`, or an empty, null or zero one), `invalid_id` (neither string nor integer) or `invalid_control` (a version or
 /// time that can't be one).
 pub fn decode(body: &[u8]) -> Result<Message<'_>, Reject> {
     let invalid = |e: &dyn fmt::Display| Reject::new("invalid_json", e.to_string());
+    if body.len() > LARGE && memchr::memchr_iter(b',', body).count() > MAX_VALUES {
+        return Err(Reject::new("too_many_values", format!("more than {MAX_VALUES} of them in {} bytes", body.len())));
+    }
     let text = std::str::from_utf8(body).map_err(|e| invalid(&e))?;
     if let Some(at) = lone_surrogate(body) {
         return Err(invalid(&format!("lone surrogate at byte {at}")));
@@ -363,6 +374,15 @@ mod tests {
         assert_eq!(data(r#"{"id":12}"#).id, "12");
         let long = "9".repeat(30);
         assert_eq!(data(&format!(r#"{{"id":{long}}}"#)).id, long);
+    }
+
+    #[test]
+    fn a_large_body_has_no_more_values_than_memory_bears() {
+        let list = |items: usize| format!(r#"{{"id":"1","list":[{}{{}}]}}"#, "{},".repeat(items));
+        let reason = |body: &str| decode(body.as_bytes()).err().map(|reject| reject.reason);
+        assert_eq!(reason(&list(1_500_000)), Some("too_many_values"));
+        assert_eq!(reason(&list(1_300_000)), None, "that many fit into memory");
+        assert_eq!(reason(&format!(r#"{{"id":"1","text":"{}"}}"#, "x".repeat(LARGE + 1))), None);
     }
 
     #[test]

@@ -23,17 +23,17 @@ pub struct Presence {
 }
 
 impl Presence {
-    /// Declares what is missing at the broker.
+    /// Declares what is missing at the broker. Returns the messages that wait, and the consumers.
     ///
     /// # Errors
     /// [`BrokerError`].
-    pub async fn look<S: Sink>(&mut self, queue: &Queue<S>, topology: &Topology) -> Result<(), BrokerError> {
+    pub async fn look<S: Sink>(&mut self, queue: &Queue<S>, topology: &Topology) -> Result<(u32, u32), BrokerError> {
         if self.declared {
             self.deleted |= !amqp::exists(&queue.broker.channel().await?, &topology.queue).await?;
         }
-        amqp::look(&queue.broker, topology).await?;
+        let found = amqp::look(&queue.broker, topology).await?;
         self.declared = true;
-        Ok(())
+        Ok(found)
     }
 
     /// The same again and again, for as long as it is polled. If the broker is away, the next subscription says so.

@@ -215,13 +215,14 @@ async fn subscribe<S: Sink>(
         queue.status.trouble(queue.data_type, None);
         queue.status.standby(queue.data_type);
     };
-    let turn = Turn::wait(&queue.broker, &queue.publisher, topology, queue.data_type, &queue.turns, waiting).await;
-    let turn = turn.map_err(|e| End::Lost(e.to_string()))?;
+    let turn = Turn::wait(queue, topology, presence, waiting).await.map_err(|e| End::Lost(e.to_string()))?;
     queue.status.consuming(queue.data_type, false); // and not on standby any more
     let tuned = Tuned::new(queue.tuning.clone());
     let claim = Claim::new(&topology.queue, tuned.now.prefetch);
     let lost = || End::Lost("the broker took the turn back".to_owned());
     let source = async {
+        // Deleted while another replica was about to lose its turn.
+        presence.note(queue).await.map_err(End::Paused)?;
         let channels =
             turn.channels(&queue.broker, topology).await.map_err(|e| End::Lost(e.to_string()))?.ok_or_else(lost)?;
         // Right before the claim, which would stop whoever has the turn by now.

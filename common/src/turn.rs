@@ -20,8 +20,11 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::amqp::{self, Broker, BrokerError, Channels, answered, found, is};
+use crate::amqp::{Broker, BrokerError, Channels, answered, found, is};
 use crate::data_type::{DataType, Topology};
+use crate::presence::Presence;
+use crate::queue::Queue;
+use crate::sink::Sink;
 
 /// How often a waiting replica asks for its turn, and one second more for each queue that it consumes already: who has
 /// fewer comes first.
@@ -109,26 +112,25 @@ fn name(topology: &Topology) -> String {
 
 impl Turn {
     /// Waits until it is this replica's turn. `waiting` is called whenever another one has it. What is published goes by a connection of
-    /// its own, `publisher`.
+    /// its own. A queue that was deleted in the takeover is declared again, and `presence` knows.
     ///
     /// # Errors
     /// [`BrokerError`] if the broker is away.
-    pub async fn wait(
-        broker: &Broker,
-        publisher: &Broker,
+    pub async fn wait<S: Sink>(
+        queue: &Queue<S>,
         topology: &Topology,
-        data_type: DataType,
-        turns: &Arc<Turns>,
+        presence: &mut Presence,
         waiting: impl Fn(),
     ) -> Result<Turn, BrokerError> {
+        let Queue { broker, publisher, turns, .. } = queue;
         // Replicas that start together do not all take the first type first.
         sleep(ASK.mul_f64(fastrand::f64() * 0.2 * turns.count() as f64)).await;
         loop {
             let (channel, connection) = channel(broker).await?;
-            if let Some(turn) = Turn::take(channel, connection, topology, data_type, turns).await? {
+            if let Some(turn) = Turn::take(channel, connection, topology, queue.data_type, turns).await? {
                 sleep(SETTLE).await;
                 let mut looks = 0;
-                while amqp::look(broker, topology).await?.1 > 0 && looks < LOOKS {
+                while presence.look(queue, topology).await?.1 > 0 && looks < LOOKS {
                     looks += 1;
                     sleep(SETTLE).await;
                 }

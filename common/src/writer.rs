@@ -342,7 +342,7 @@ impl<S: Sink> Writer<S> {
             data_type = self.data_type.name(),
             reason = reason.reason,
             code = reason.code,
-            id = reason.id,
+            id = reason.id.as_deref().map(crate::message::shorten),
             detail = crate::message::shorten(&reason.detail),
             "☠️ Message dead-lettered"
         );

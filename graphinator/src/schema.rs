@@ -69,7 +69,6 @@ const OBJECTS: &[Object] = &[
     fulltext("person_name_fulltext", "Person", "name"),
     // Bookkeeping: one node per run of the extractor, and one per credit that waits for its artist.
     unique("ingest_run_version", "IngestRun", "version"),
-    unique("ingest_pending_link_pair", "IngestPendingLink", "pair"),
     unique("ingest_owner_queue", "IngestOwner", "queue"),
     unique("ingest_gate_type", "IngestGate", "type"),
     unique("ingest_vanished_key", "IngestVanished", "key"),

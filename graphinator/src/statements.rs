@@ -233,9 +233,10 @@ CALL () {
   MATCH (o:Person {name: p[0]}) USING INDEX SEEK o:Person(name)
   UNWIND p[1] AS id
   OPTIONAL MATCH (a:Artist {id: id}) USING INDEX SEEK a:Artist(id)
+  OPTIONAL MATCH (w:IngestPendingLink {artist: id}) USING INDEX SEEK w:IngestPendingLink(artist) WHERE w.person = p[0]
   FOREACH (known IN CASE WHEN a IS NULL THEN [] ELSE [a] END | MERGE (o)-[:SAME_AS]->(known))
-  FOREACH (_ IN CASE WHEN a IS NULL THEN [1] ELSE [] END |
-    MERGE (w:IngestPendingLink {pair: [id, p[0]]}) ON CREATE SET w.artist = id, w.person = p[0])
+  FOREACH (_ IN CASE WHEN a IS NULL AND w IS NULL THEN [1] ELSE [] END |
+    CREATE (:IngestPendingLink {artist: id, person: p[0]}))
 }";
 
 /// How the edges of masters and releases come about.

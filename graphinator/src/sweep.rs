@@ -102,8 +102,8 @@ DELETE e";
 /// Credits that waited for their artist, and are gone.
 const PENDING: &str = "
 UNWIND $pairs AS pair
-MATCH (w:IngestPendingLink {pair: [pair[1], pair[0]]}) USING INDEX SEEK w:IngestPendingLink(pair)
-WHERE NOT EXISTS { (p:Person {name: pair[0]})-[c:CREDITED_ON]->() WHERE pair[1] IN [] + c._artists }
+MATCH (w:IngestPendingLink {artist: pair[1]}) USING INDEX SEEK w:IngestPendingLink(artist)
+WHERE w.person = pair[0] AND NOT EXISTS { (p:Person {name: pair[0]})-[c:CREDITED_ON]->() WHERE pair[1] IN [] + c._artists }
 DELETE w";
 
 /// Properties beside the key that are ours on a node that is no record: statistics.
@@ -129,7 +129,7 @@ fn lonely_artists() -> String {
          OPTIONAL MATCH (p:Person)-[e:SAME_AS]->(n)
          WITH n, collect(p.name) AS persons, collect(e) AS edges
          FOREACH (name IN persons |
-           MERGE (w:IngestPendingLink {{pair: [n.id, name]}}) ON CREATE SET w.artist = n.id, w.person = name)
+           CREATE (:IngestPendingLink {{artist: n.id, person: name}}))
          FOREACH (e IN edges | DELETE e)
          DELETE n",
         is_bare("id")

@@ -120,8 +120,9 @@ impl Lease {
     pub fn finish<T>(mut self, outcome: Result<T, tokio_postgres::Error>) -> Result<T, SinkError> {
         let answered = match &outcome {
             Ok(_) => true,
-            // A standby says 25006 for ever: another connection may find the new primary.
-            Err(e) => e.code().is_some_and(|c| c.code() != "25006"),
+            // A standby says 25006 for ever: another connection may find the new primary. And what was prepared before a column
+            // changed its type stays wrong (0A000).
+            Err(e) => e.code().is_some_and(|c| !["25006", "0A000"].contains(&c.code())),
         };
         if answered {
             drop(self.0.take());

@@ -10,17 +10,22 @@ use common::DataType;
 use common::background::Work;
 use common::message::{self, ExtractionComplete};
 use common::metrics::PURGES;
-use common::sink::SinkError;
+use common::sink::{Class, SinkError};
 use deadpool_postgres::{Pool, Transaction};
 use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use crate::connect::Lease;
+use crate::errors::classify;
 use crate::rows;
 
 /// A database's clock that is behind the extractor's by more than this says nothing about which rows are stale; by less,
 /// the run's beginning is moved.
 const CLOCK: Duration = Duration::from_secs(60);
+
+/// How often to look whether the server still works on a purge, and how long to wait for an answer to that.
+const LOOK: Duration = Duration::from_secs(15);
 
 /// The purges of this worker's database.
 pub struct Purges {
@@ -69,8 +74,38 @@ impl Work for Purges {
 
     async fn next(&self) -> Result<bool, SinkError> {
         let mut lease = Lease::take(&self.pool).await?;
-        let outcome = claim_and_purge(lease.client()?, self.max_fraction).await;
+        let backend = "SELECT pg_backend_pid()";
+        let asked = timeout(LOOK, lease.client()?.query_one(backend, &[])).await;
+        let backend = asked.map_err(|_| SinkError::timeout(LOOK))?.map_err(|e| classify(&e))?.get(0);
+        let outcome = tokio::select! {
+            outcome = claim_and_purge(lease.client()?, self.max_fraction) => outcome,
+            () = self.forsaken(backend) => {
+                let what = format!("the server does nothing more for connection {backend}, and its answer has not come");
+                return Err(SinkError::new(Class::Transient, "io", what));
+            }
+        };
         lease.finish(outcome)
+    }
+}
+
+impl Purges {
+    /// Returns when the server has not worked for this backend for a while, or has none of that number. A purge may take hours, so
+    /// there is no other way to tell that its answer was lost.
+    async fn forsaken(&self, backend: i32) {
+        let works = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 \
+                     AND (state = 'active' OR clock_timestamp() - state_change < interval '30 s'))";
+        loop {
+            sleep(LOOK).await;
+            let look = async {
+                let mut lease = Lease::take(&self.pool).await?;
+                let outcome = lease.client()?.query_one(works, &[&backend]).await;
+                lease.finish(outcome)
+            };
+            // Whoever can't be asked says nothing.
+            if matches!(timeout(LOOK, look).await, Ok(Ok(row)) if !row.get::<_, bool>(0)) {
+                return;
+            }
+        }
     }
 }
 

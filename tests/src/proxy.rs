@@ -1,5 +1,6 @@
 //! A way to a server that is as slow as a test wants, and that can be cut, reset, frozen and delayed, or change what it forwards.
 
+use std::future::pending;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -34,6 +35,8 @@ struct Way {
     trap: Mutex<Option<(Vec<u8>, Direction)>>,
     /// What is changed on the way to the server, and into what.
     rewritten: Mutex<Option<(Vec<u8>, Vec<u8>)>>,
+    /// The connection that says this to the server is heard no more, on either side, and stays open.
+    swallowed: Mutex<Option<Vec<u8>>>,
     /// Each chunk waits this long, in either direction.
     delay_ms: AtomicU64,
     /// Chunks that had to wait for either.
@@ -54,6 +57,12 @@ impl Way {
                 chunk[at..at + to.len()].copy_from_slice(to);
             }
         }
+    }
+
+    /// Whether these bytes are what a connection is to be lost at.
+    fn swallows(&self, chunk: &[u8]) -> bool {
+        let mut swallowed = self.swallowed.lock().unwrap_or_else(PoisonError::into_inner);
+        swallowed.take_if(|bytes| chunk.windows(bytes.len()).any(|part| part == bytes)).is_some()
     }
 
     /// Freezes if these bytes are what was waited for.
@@ -121,6 +130,11 @@ impl Proxy {
         *self.way.trap() = Some((bytes.to_owned(), direction));
     }
 
+    /// Loses the first connection that says this to the server: it stays open, and nothing comes through any more. Others go on.
+    pub fn swallow_at(&self, bytes: &[u8]) {
+        *self.way.swallowed.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes.to_owned());
+    }
+
     /// Changes these bytes on their way to the server into others, as many.
     pub fn rewrite(&self, from: &[u8], to: &[u8]) {
         assert_eq!(from.len(), to.len());
@@ -153,8 +167,8 @@ async fn forward(client: TcpStream, target: u16, way: Arc<Way>, mut reset: watch
     // The halves are given back, so that the connection is closed only when both directions are over.
     let (mut there, mut back) = ((from_client, to_server), (from_server, to_client));
     let is_reset = tokio::select! {
-        done = pipe(&way, Direction::There, &mut there) => return done,
-        done = pipe(&way, Direction::Back, &mut back) => return done,
+        swallowed = pipe(&way, Direction::There, &mut there) => return if swallowed? { pending().await } else { Ok(()) },
+        done = pipe(&way, Direction::Back, &mut back) => return done.map(drop),
         reset = reset.changed() => reset.is_ok(),
     };
     if is_reset {
@@ -164,15 +178,19 @@ async fn forward(client: TcpStream, target: u16, way: Arc<Way>, mut reset: watch
     Ok(())
 }
 
-async fn pipe(way: &Way, direction: Direction, ends: &mut (OwnedReadHalf, OwnedWriteHalf)) -> std::io::Result<()> {
+/// Forwards until the end, or until something is swallowed, and tells which.
+async fn pipe(way: &Way, direction: Direction, ends: &mut (OwnedReadHalf, OwnedWriteHalf)) -> std::io::Result<bool> {
     let (from, to) = ends;
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let n = from.read(&mut buffer).await?;
         if n == 0 {
-            return Ok(());
+            return Ok(false);
         }
         if direction == Direction::There {
+            if way.swallows(&buffer[..n]) {
+                return Ok(true);
+            }
             way.rewrite(&mut buffer[..n]);
             way.look(&buffer[..n]);
         }

@@ -285,6 +285,33 @@ async fn credits_that_wait_are_not_mixed_up() -> Result<(), Error> {
     feed.end().await
 }
 
+/// A name that is as long as the index of persons bears: its artist vanishes, and the credit waits again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_name_holds_up_no_end_of_a_run() -> Result<(), Error> {
+    let mut feed = Feed::new("longname").await?;
+    let mut random = fastrand::Rng::with_seed(8);
+    let name: String = (0..8160).map(|_| random.alphanumeric()).collect();
+    let credits = format!(r#","extraartists":[{{"id":"1234567","name":"{name}","role":"Bass"}}]"#);
+    feed.put(DataType::Artists, vec![message("1234567", "a", ""), message("2", "a", "")]).await?;
+    feed.put(DataType::Releases, vec![message("1", "a", &credits)]).await?;
+    let start = now();
+    feed.put(DataType::Artists, vec![message("2", "a", "")]).await?;
+    feed.put(DataType::Releases, vec![message("1", "a", &credits)]).await?;
+    for t in [DataType::Labels, DataType::Masters] {
+        feed.put(t, vec![message("1", "a", "")]).await?;
+    }
+    for t in DataType::ALL {
+        feed.signal(t, "20260101", &start).await?;
+    }
+    feed.until("MATCH (r:IngestRun {version: '20260101'}) RETURN toString(r.completed) AS x", "1").await?;
+    let waiting = "MATCH (w:IngestPendingLink) RETURN w.artist AS x";
+    assert_eq!(feed.column(waiting).await?, ["1234567"]);
+    feed.put(DataType::Artists, vec![message("1234567", "b", "")]).await?;
+    assert!(feed.column(waiting).await?.is_empty());
+    assert_eq!(feed.column("MATCH (:Person)-[:SAME_AS]->(a:Artist) RETURN a.id AS x").await?, ["1234567"]);
+    feed.end().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_latch_is_a_union_that_survives_everything() -> Result<(), Error> {
     let mut feed = Feed::new("latch").await?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use common::DataType;
 use integration_tests::management::{broker_api, consumers};
+use integration_tests::proxy::Proxy;
 use integration_tests::stage::{binary, now, services, settled, stop_clean, within};
 use integration_tests::{Error, Stage};
 use lapin::ExchangeKind;
@@ -123,6 +124,61 @@ async fn a_deleted_queue_is_declared_and_consumed_again() -> Result<(), Error> {
     let started_at = now();
     stage.publish(DataType::Artists, records(0..90)).await?;
     assert_eq!(purge(&stage, "20260201", &started_at).await?, ("deleted".to_owned(), 10));
+    assert_eq!(worker.stop().await?.code(), Some(0));
+    stage.clean_up().await
+}
+
+/// The replica that consumes a queue is killed, and the queue deleted before another one takes over, who is the first to find that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_deleted_in_a_takeover_is_noticed() -> Result<(), Error> {
+    let stage = Stage::new("takeover").await?;
+    let (mut first, mut second) = (stage.start("tableinator", &[]).await?, stage.start("tableinator", &[]).await?);
+    // By then nothing is handed over any more.
+    for worker in [&mut first, &mut second] {
+        worker.until("it has its share", PATIENCE, |w| w.metric("consuming", &[]) == 2.0).await?;
+    }
+    let committed = |w: &Worker| w.metric("records_committed_total", &[]);
+    stage.publish(DataType::Artists, records(0..100)).await?;
+    eventually("loaded", async || Ok(committed(&first) + committed(&second) == 100.0)).await?;
+    let started_at = now();
+    stage.publish(DataType::Artists, records(0..50)).await?;
+    eventually("seen", async || Ok(committed(&first) + committed(&second) == 150.0)).await?;
+    let first_has_it = first.metric("consuming", &["artists"]) == 1.0;
+    let (mut holder, mut heir) = if first_has_it { (first, second) } else { (second, first) };
+    holder.signal("KILL")?;
+    holder.ended().await?;
+    stage.publish(DataType::Artists, records(50..100)).await?;
+    let queue = stage.topology("tableinator", DataType::Artists).queue;
+    stage.channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await?;
+    heir.until("it has artists", PATIENCE, |w| w.metric("consuming", &["artists"]) == 1.0).await?;
+    assert_eq!(committed(&heir), 0.0, "it took over before the queue was deleted");
+    assert_eq!(purge(&stage, "20260101", &started_at).await?, ("records were dead-lettered in this run".to_owned(), 0));
+    assert_rows(&stage, DataType::Artists, 0..100).await?;
+    assert_eq!(heir.stop().await?.code(), Some(0));
+    stage.clean_up().await
+}
+
+/// The answer to a purge is lost on its way, and the connection stays open: the worker asks the server itself, and purges anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_whose_connection_is_lost_is_done_anew() -> Result<(), Error> {
+    let stage = Stage::new("lostpurge").await?;
+    let proxy = Proxy::start(services().get("POSTGRES_PORT").parse()?, u64::MAX).await?;
+    let port = proxy.port.to_string();
+    let mut worker = stage.start("tableinator", &[("POSTGRES_HOST", "127.0.0.1"), ("POSTGRES_PORT", &port)]).await?;
+    stage.publish(DataType::Artists, records(0..20)).await?;
+    settled(&mut worker, 20).await?;
+    let started_at = now();
+    stage.publish(DataType::Artists, records(0..19)).await?;
+    proxy.swallow_at(b"ingest_stale");
+    let end =
+        json!({"type": "extraction_complete", "version": "20260101", "started_at": started_at, "timestamp": now()});
+    stage.publish(DataType::Artists, [end.to_string()]).await?;
+    let postgres = stage.postgres().await?;
+    let purged = "SELECT deleted FROM ingest_purges WHERE finished_at IS NOT NULL";
+    within(3 * PATIENCE, "purged", async || Ok(postgres.query_opt(purged, &[]).await?.is_some())).await?;
+    assert_eq!(postgres.query_one(purged, &[]).await?.get::<_, i64>(0), 1);
+    assert!(worker.metric("background_failures_total", &[]) > 0.0, "nothing was lost");
+    assert_rows(&stage, DataType::Artists, 0..19).await?;
     assert_eq!(worker.stop().await?.code(), Some(0));
     stage.clean_up().await
 }
@@ -591,6 +647,24 @@ async fn a_dropped_table_is_waited_out() -> Result<(), Error> {
     worker.ready().await?;
     assert_rows(&stage, DataType::Artists, 10..40).await?;
     assert_no_dead_letters(&stage, "tableinator").await?;
+    assert_eq!(worker.stop().await?.code(), Some(0));
+    stage.clean_up().await
+}
+
+/// Statements that were prepared before fit no more, on each connection that has them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_changes_its_type_is_borne() -> Result<(), Error> {
+    let stage = Stage::new("newtype").await?;
+    let few = [("POSTGRES_POOL_MAX_SIZE", "2"), ("POSTGRES_BATCH_SIZE", "5"), ("RABBITMQ_CONSUMER_TIMEOUT", "20")];
+    let mut worker = stage.start("tableinator", &few).await?;
+    stage.publish(DataType::Artists, records(0..100)).await?;
+    settled(&mut worker, 100).await?;
+    stage.postgres().await?.batch_execute("ALTER TABLE artists ALTER COLUMN data_id TYPE text").await?;
+    stage.publish(DataType::Artists, records(50..150)).await?;
+    settled(&mut worker, 200).await?;
+    assert_rows(&stage, DataType::Artists, 0..150).await?;
+    assert_no_dead_letters(&stage, "tableinator").await?;
+    worker.ready().await?;
     assert_eq!(worker.stop().await?.code(), Some(0));
     stage.clean_up().await
 }

@@ -11,7 +11,7 @@ use integration_tests::stage::{PATIENT, binary, by_type, controlled, services, s
 use integration_tests::states;
 use integration_tests::{Error, Stage};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
 use lapin::{BasicProperties, Confirmation};
 use serde_json::json;
 use xtask::process::Worker;
@@ -835,6 +835,59 @@ async fn properties_that_are_no_utf_8_harm_nobody() -> Result<(), Error> {
     let letters = stage.dead_letters("tableinator", DataType::Artists).await?;
     assert_eq!(letters.len(), 1);
     assert_eq!(letters[0].header("x-caf?").as_bytes(), "caf\u{fffd}".as_bytes(), "a header's value is no short string");
+    assert_eq!(worker.stop().await?.code(), Some(0));
+    stage.clean_up().await
+}
+
+/// Headers may be nested as deeply as a frame has room for; whoever reads them by calling itself runs out of stack.
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_of_any_depth_harm_nobody() -> Result<(), Error> {
+    let stage = Stage::new("deep").await?;
+    stage.declare("tableinator").await?;
+    let mut nested = AMQPValue::Boolean(true);
+    for _ in 0..1500 {
+        let mut array = FieldArray::default();
+        array.push(nested);
+        nested = AMQPValue::FieldArray(array);
+    }
+    let mut headers = FieldTable::default();
+    headers.insert("x-deep".into(), nested);
+    let properties = xtask::feed::properties().with_headers(headers);
+    stage.channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    let exchange = format!("{}-artists", stage.prefix);
+    let bodies = (0..50).map(|n| if n == 25 { b"{broken".to_vec() } else { good(DataType::Artists, n) });
+    for (n, body) in bodies.enumerate() {
+        let properties = if n < 20 { xtask::feed::properties() } else { properties.clone() };
+        let (exchange, options) = (exchange.as_str().into(), BasicPublishOptions::default());
+        stage.channel.basic_publish(exchange, "".into(), options, &body, properties).await?.await?;
+    }
+    let mut worker = stage.start("tableinator", &[]).await?;
+    settled(&mut worker, 50).await?;
+    assert_eq!(worker.metric("redelivered_total", &[]) + worker.metric("reconnects_total", &[]), 0.0);
+    let rows = stage.postgres().await?.query_one("SELECT count(*) FROM artists", &[]).await?;
+    assert_eq!(rows.get::<_, i64>(0), 49);
+    let list = std::process::Command::new(binary("tableinator"))
+        .args(["deadletter", "list", "--format", "json"])
+        .envs(stage.env(&[]))
+        .output()?;
+    let list: serde_json::Value = serde_json::from_slice(&list.stdout)?;
+    assert_eq!(list["messages"][0]["reason"], "invalid_json", "{list}");
+    assert_eq!(worker.stop().await?.code(), Some(0));
+    stage.clean_up().await
+}
+
+/// An id may be as long as a message; what is told of it is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_id_is_not_logged_whole() -> Result<(), Error> {
+    let stage = Stage::new("longid").await?;
+    let mut worker = stage.start("tableinator", &[]).await?;
+    let id = random_text(1_000_000);
+    stage.publish(DataType::Artists, [format!(r#"{{"type":"data","id":"{id}","sha256":"h"}}"#)]).await?;
+    settled(&mut worker, 1).await?;
+    assert_eq!(worker.metric("records_dead_lettered_total", &[]), 1.0);
+    let longest = worker.log_text().lines().map(str::len).max();
+    assert!(longest < Some(10_000), "{longest:?}");
+    assert!(worker.get("/status")?.1.len() < 100_000);
     assert_eq!(worker.stop().await?.code(), Some(0));
     stage.clean_up().await
 }

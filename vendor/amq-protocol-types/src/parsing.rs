@@ -245,8 +245,36 @@ pub fn parse_long_string<I: ParsableInput>(i: I) -> ParserResult<I, LongString> 
     .parse(i)
 }
 
+// Discogs ingest: values deeper than this are left out, instead of overflowing the stack.
+const MAX_DEPTH: usize = 64;
+
+std::thread_local! {
+    static DEPTH: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+struct Level;
+
+impl Drop for Level {
+    fn drop(&mut self) {
+        DEPTH.with(|depth| depth.set(depth.get() - 1));
+    }
+}
+
+// One level deeper until it is dropped; None if that is too deep.
+fn deeper() -> Option<Level> {
+    DEPTH.with(|depth| {
+        (depth.get() < MAX_DEPTH).then(|| {
+            depth.set(depth.get() + 1);
+            Level
+        })
+    })
+}
+
 /// Parse a [FieldArray](../type.FieldArray.html)
 pub fn parse_field_array<I: ParsableInput>(i: I) -> ParserResult<I, FieldArray> {
+    let Some(_level) = deeper() else {
+        return map(flat_map(parse_long_uint, take), |_: I| FieldArray::default()).parse(i);
+    };
     context(
         "parse_field_array",
         map_parser(
@@ -271,6 +299,9 @@ pub fn parse_timestamp<I: ParsableInput>(i: I) -> ParserResult<I, Timestamp> {
 
 /// Parse a [FieldTable](../type.FieldTable.html)
 pub fn parse_field_table<I: ParsableInput>(i: I) -> ParserResult<I, FieldTable> {
+    let Some(_level) = deeper() else {
+        return map(flat_map(parse_long_uint, take), |_: I| FieldTable::default()).parse(i);
+    };
     context(
         "parse_field_table",
         map_parser(
