@@ -212,8 +212,7 @@ const MAX_VALUES: usize = 1_000_000;
 /// Decodes one message body.
 ///
 /// # Errors
-/// `too_many_values` (see [`LARGE`]), or
-/// [`Reject`] with reason `invalid_json` (no JSON, not UTF-8, a lone surrogate), `not_an_object`, `missing_id` (no
+/// [`Reject`] with reason `too_many_values` (see [`LARGE`]), `invalid_json` (no JSON, not UTF-8, a lone surrogate), `not_an_object`, `missing_id` (no
 /// `id`, or an empty, null or zero one), `invalid_id` (neither string nor integer) or `invalid_control` (a version or
 /// time that can't be one).
 pub fn decode(body: &[u8]) -> Result<Message<'_>, Reject> {

@@ -67,7 +67,7 @@ const OBJECTS: &[Object] = &[
     fulltext("genre_name_fulltext", "Genre", "name"),
     fulltext("style_name_fulltext", "Style", "name"),
     fulltext("person_name_fulltext", "Person", "name"),
-    // Bookkeeping: one node per run of the extractor, and one per credit that waits for its artist.
+    // The worker's own bookkeeping.
     unique("ingest_run_version", "IngestRun", "version"),
     unique("ingest_owner_queue", "IngestOwner", "queue"),
     unique("ingest_gate_type", "IngestGate", "type"),

@@ -160,9 +160,8 @@ impl Sink for Neo4jSink {
         let [free, locked] = [Look::Free, Look::Locked].map(|look| statements::check(data_type, &[], look));
         let note = statements::note_seen(data_type, &[], Some(&Claim::new("", 0)));
         let [awaited, link] = [statements::awaited(Vec::new()), statements::link(Vec::new())];
-        for statement in
-            [note, free, locked, prune, statements::write(data_type, &[], Edge::Merge, &|_, _| false), awaited, link]
-        {
+        let write = statements::write(data_type, &[], Edge::Merge, &self.contention.enter([]));
+        for statement in [note, free, locked, prune, write, awaited, link] {
             graph.run(statement).await.map_err(|e| self.failed(&e))?;
         }
         Ok(())
@@ -348,7 +347,6 @@ async fn write<'a>(
     phases.begin();
     let rest = at(&|i| !unchanged.contains(&i));
     let locked = contention.enter(statements::nodes(data_type, &rest));
-    let contended = |label, key: &str| locked.is_contended(label, key);
     // Edges of artists and labels have two records that can claim them, so none of theirs is new for certain.
     let own_edges = matches!(data_type, DataType::Masters | DataType::Releases);
     let new = |i: &usize| own_edges && !unchanged.contains(i) && !changed.contains(i) && !bare.contains(i);
@@ -358,7 +356,7 @@ async fn write<'a>(
     for (positions, edge) in [(positions(&|i| new(&i)), Edge::Create), (positions(&merged), Edge::Merge)] {
         if !positions.is_empty() {
             let records: Vec<_> = positions.iter().map(|i| batch[*i]).collect();
-            let mut rows = transaction.execute(statements::write(data_type, &records, edge, &contended)).await?;
+            let mut rows = transaction.execute(statements::write(data_type, &records, edge, &locked)).await?;
             while let Some(row) = rows.next(&mut *transaction).await? {
                 let had: Vec<usize> = row.get("had")?;
                 fresh &= had.iter().all(|at| positions.get(*at).is_some_and(|i| changed.contains(i)));

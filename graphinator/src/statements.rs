@@ -18,6 +18,7 @@ use common::sink::Record;
 use common::turn::Claim;
 use neo4rs::{BoltList, BoltMap, BoltNull, BoltType, Query, query};
 
+use crate::contention::Entry;
 use crate::record::{Artist, Credit, Deferred, Edition, Label, Payload, Work, payload};
 use crate::roles;
 
@@ -250,24 +251,21 @@ pub enum Edge {
 
 const HAD: &str = "\nRETURN [i IN range(0, size(had) - 1) WHERE had[i]] AS had";
 
-/// Whether another transaction of this worker is about to lock this node, by label and key.
-pub type Contended<'a> = &'a dyn Fn(&'static str, &str) -> bool;
-
 /// Writes nodes and edges of new and changed records. The statement's row has the positions of those that were there already (`had`), seen when
 /// their nodes were locked. If one of them was taken for new, the transaction must not be committed. What is contended comes
 /// last: see [`crate::contention`].
-pub fn write(data_type: DataType, records: &[&Record<Deferred>], edge: Edge, contended: Contended<'_>) -> Query {
+pub fn write(data_type: DataType, records: &[&Record<Deferred>], edge: Edge, locked: &Entry<'_>) -> Query {
     // Ids of artists or labels, of the records themselves and what they refer to.
     let mut everyone: Vec<(bool, &str)> = match data_type {
         DataType::Artists | DataType::Labels => {
-            nodes(data_type, records).into_iter().map(|(label, id)| (contended(label, id), id)).collect()
+            nodes(data_type, records).into_iter().map(|(label, id)| (locked.is_contended(label, id), id)).collect()
         }
         DataType::Masters | DataType::Releases => Vec::new(),
     };
     everyone.sort_unstable();
     everyone.dedup();
     let place = |id: &str| {
-        let one = (contended(label(data_type), id), id);
+        let one = (locked.is_contended(label(data_type), id), id);
         position(everyone.partition_point(|other| *other < one))
     };
     let mut rows = Vec::with_capacity(records.len());
@@ -302,17 +300,18 @@ pub fn write(data_type: DataType, records: &[&Record<Deferred>], edge: Edge, con
     };
     let text = KEEP_PLAN.to_owned() + &text.replace("$EDGE", if edge == Edge::Create { "CREATE" } else { "MERGE" });
     let mut params = vec![("rows", list(rows))];
-    let by_place = |name| (name, edges.targets(name, place, |_| true));
+    let ids = list(everyone.iter().map(|(_, id)| *id));
+    let by_place = |name| (name, edges.targets(name, place));
     match data_type {
         DataType::Artists => {
-            params.extend([("ids", list(everyone.iter().map(|(_, id)| *id))), ("url", ARTIST_URL.into())]);
+            params.extend([("ids", ids), ("url", ARTIST_URL.into())]);
             params.extend(["members", "groups", "aliases"].map(by_place));
         }
         DataType::Labels => {
-            params.push(("ids", list(everyone.iter().map(|(_, id)| *id))));
+            params.push(("ids", ids));
             params.extend(["parents", "sublabels"].map(by_place));
         }
-        DataType::Masters | DataType::Releases => edges.works(contended, &mut params),
+        DataType::Masters | DataType::Releases => edges.works(locked, &mut params),
     }
     query(&text).param("batch", map(params))
 }
@@ -368,10 +367,11 @@ pub fn link(artists: Vec<String>) -> Query {
 
 /// The ids of the artists that these masters or releases make exist, sorted.
 pub fn made_artists(records: &[&Record<Deferred>]) -> Vec<String> {
-    sorted(records.iter().flat_map(|record| match payload(record) {
-        Payload::Master(work) | Payload::Release(work, _) => work.artists.iter().map(String::as_str),
-        Payload::Artist(_) | Payload::Label(_) => [].iter().map(String::as_str),
-    }))
+    let artists = records.iter().flat_map(|record| match payload(record) {
+        Payload::Master(work) | Payload::Release(work, _) => work.artists.as_slice(),
+        Payload::Artist(_) | Payload::Label(_) => &[],
+    });
+    sorted(artists.map(String::as_str))
 }
 
 /// The ids of all artists that these records make exist or are waiting for, sorted.
@@ -447,40 +447,49 @@ impl<'a> Edges<'a> {
         }
     }
 
-    /// Those of the targets that are wanted, each with what the statement knows it by and the positions of the records.
-    fn targets(&self, name: &str, key: impl Fn(&str) -> BoltType, wanted: impl Fn(&str) -> bool) -> BoltType {
-        let rows = self.targets.get(name).into_iter().flatten().filter(|(id, _)| wanted(id));
-        list(rows.map(|(id, rows)| list([key(id), list(rows.iter().copied().map(position))])))
+    /// The targets of these edges, each with what the statement knows it by and the positions of the records.
+    fn targets(&self, name: &str, key: impl Fn(&str) -> BoltType) -> BoltType {
+        let rows = self.targets.get(name).into_iter().flatten();
+        list(rows.map(|(id, rows)| target_row(key(id), rows)))
     }
 
     /// Adds the edges of masters or releases.
-    fn works(&mut self, contended: Contended<'_>, params: &mut Row) {
-        params.extend(["genres", "styles"].map(|name| (name, self.targets(name, |name| name.into(), |_| true))));
+    fn works(&mut self, locked: &Entry<'_>, params: &mut Row) {
+        params.extend(["genres", "styles"].map(|name| (name, self.targets(name, |name| name.into()))));
         let part_of = self.part_of.iter().map(|(genre, styles)| list([(*genre).into(), list(styles.iter().copied())]));
         params.push(("part_of", list(part_of)));
-        let [early, late] = [false, true].map(|late| {
-            let part = [("artists", "Artist"), ("labels", "Label"), ("masters", "Master")];
-            part.map(|(name, label)| (name, self.targets(name, |id| id.into(), |id| contended(label, id) == late)))
-        });
-        let mut parts = [Vec::from(early), Vec::from(late)];
+        let mut parts: [Row; 2] = Default::default();
+        let mut add = |name, rows: [Vec<BoltType>; 2]| {
+            parts.iter_mut().zip(rows).for_each(|(part, rows)| part.push((name, list(rows))));
+        };
+        for (name, label) in [("artists", "Artist"), ("labels", "Label"), ("masters", "Master")] {
+            let mut rows = [Vec::new(), Vec::new()];
+            for (id, records) in self.targets.get(name).into_iter().flatten() {
+                rows[usize::from(locked.is_contended(label, id))].push(target_row((*id).into(), records));
+            }
+            add(name, rows);
+        }
         let mut categories = Categories::new();
         let (mut persons, mut same) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
         for (name, credits) in &mut self.persons {
             let artists: BTreeSet<&str> = credits.iter().filter_map(|(_, credit)| credit.artist.as_deref()).collect();
-            let is_late = contended("Person", name);
+            let is_late = locked.is_contended("Person", name);
             // That somebody is an artist can't be said before there is the person.
             let (late, early): (Vec<_>, Vec<_>) =
-                artists.into_iter().partition(|artist| is_late || contended("Artist", artist));
+                artists.into_iter().partition(|artist| is_late || locked.is_contended("Artist", artist));
             for (part, artists) in [early, late].into_iter().enumerate().filter(|(_, artists)| !artists.is_empty()) {
                 same[part].push(list([(*name).into(), list(artists)]));
             }
             persons[usize::from(is_late)].push(person_row(name, credits, &mut categories));
         }
-        for (part, lists) in parts.iter_mut().zip(persons.into_iter().zip(same)) {
-            part.extend([("persons", list(lists.0)), ("same", list(lists.1))]);
-        }
+        add("persons", persons);
+        add("same", same);
         params.extend(["early", "late"].into_iter().zip(parts.map(map)));
     }
+}
+
+fn target_row(key: BoltType, records: &[usize]) -> BoltType {
+    list([key, list(records.iter().copied().map(position))])
 }
 
 /// Categories of the roles of a batch. There are few, and finding one takes longer than all the rest of a credit.

@@ -74,8 +74,7 @@ impl Work for Purges {
 
     async fn next(&self) -> Result<bool, SinkError> {
         let mut lease = Lease::take(&self.pool).await?;
-        let backend = "SELECT pg_backend_pid()";
-        let asked = timeout(LOOK, lease.client()?.query_one(backend, &[])).await;
+        let asked = timeout(LOOK, lease.client()?.query_one("SELECT pg_backend_pid()", &[])).await;
         let backend = asked.map_err(|_| SinkError::timeout(LOOK))?.map_err(|e| classify(&e))?.get(0);
         let outcome = tokio::select! {
             outcome = claim_and_purge(lease.client()?, self.max_fraction) => outcome,

@@ -62,16 +62,20 @@ impl Way {
     /// Whether these bytes are what a connection is to be lost at.
     fn swallows(&self, chunk: &[u8]) -> bool {
         let mut swallowed = self.swallowed.lock().unwrap_or_else(PoisonError::into_inner);
-        swallowed.take_if(|bytes| chunk.windows(bytes.len()).any(|part| part == bytes)).is_some()
+        swallowed.take_if(|bytes| contains(chunk, bytes)).is_some()
     }
 
     /// Freezes if these bytes are what was waited for.
     fn look(&self, chunk: &[u8]) {
         let mut trap = self.trap();
-        if let Some((_, direction)) = trap.take_if(|(bytes, _)| chunk.windows(bytes.len()).any(|part| part == bytes)) {
+        if let Some((_, direction)) = trap.take_if(|(bytes, _)| contains(chunk, bytes)) {
             self.frozen[direction as usize].store(true, Ordering::Relaxed);
         }
     }
+}
+
+fn contains(chunk: &[u8], bytes: &[u8]) -> bool {
+    chunk.windows(bytes.len()).any(|part| part == bytes)
 }
 
 /// To the server, or from it.

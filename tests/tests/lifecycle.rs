@@ -170,13 +170,8 @@ async fn a_purge_whose_connection_is_lost_is_done_anew() -> Result<(), Error> {
     let started_at = now();
     stage.publish(DataType::Artists, records(0..19)).await?;
     proxy.swallow_at(b"ingest_stale");
-    let end =
-        json!({"type": "extraction_complete", "version": "20260101", "started_at": started_at, "timestamp": now()});
-    stage.publish(DataType::Artists, [end.to_string()]).await?;
-    let postgres = stage.postgres().await?;
-    let purged = "SELECT deleted FROM ingest_purges WHERE finished_at IS NOT NULL";
-    within(3 * PATIENCE, "purged", async || Ok(postgres.query_opt(purged, &[]).await?.is_some())).await?;
-    assert_eq!(postgres.query_one(purged, &[]).await?.get::<_, i64>(0), 1);
+    let purged = purge_within(3 * PATIENCE, &stage, "20260101", &started_at).await?;
+    assert_eq!(purged, ("deleted".to_owned(), 1));
     assert!(worker.metric("background_failures_total", &[]) > 0.0, "nothing was lost");
     assert_rows(&stage, DataType::Artists, 0..19).await?;
     assert_eq!(worker.stop().await?.code(), Some(0));
@@ -185,11 +180,20 @@ async fn a_purge_whose_connection_is_lost_is_done_anew() -> Result<(), Error> {
 
 /// Ends a run of artists, and says what came of its purge and how many rows that deleted.
 async fn purge(stage: &Stage, version: &str, started_at: &str) -> Result<(String, i64), Error> {
+    purge_within(PATIENCE, stage, version, started_at).await
+}
+
+async fn purge_within(
+    patience: Duration,
+    stage: &Stage,
+    version: &str,
+    started_at: &str,
+) -> Result<(String, i64), Error> {
     let end = json!({"type": "extraction_complete", "version": version, "started_at": started_at, "timestamp": now()});
     stage.publish(DataType::Artists, [end.to_string()]).await?;
     let postgres = stage.postgres().await?;
     let statement = "SELECT outcome, deleted FROM ingest_purges WHERE version = $1 AND finished_at IS NOT NULL";
-    eventually("purged", async || Ok(postgres.query_opt(statement, &[&version]).await?.is_some())).await?;
+    within(patience, "purged", async || Ok(postgres.query_opt(statement, &[&version]).await?.is_some())).await?;
     let row = postgres.query_one(statement, &[&version]).await?;
     Ok((row.get(0), row.get(1)))
 }

@@ -790,6 +790,27 @@ async fn a_culprit_of_another_user_is_dead_lettered_all_the_same() -> Result<(),
     stage.clean_up().await
 }
 
+/// Artists, of which one is broken.
+fn fifty() -> impl Iterator<Item = Vec<u8>> {
+    (0..50).map(|n| if n == 25 { b"{broken".to_vec() } else { good(DataType::Artists, n) })
+}
+
+/// A worker writes [`fifty`] without trouble, and the broken one is a dead letter that can be listed.
+async fn assert_one_of_fifty_is_refused(stage: &Stage) -> Result<Worker, Error> {
+    let mut worker = stage.start("tableinator", &[]).await?;
+    settled(&mut worker, 50).await?;
+    assert_eq!(worker.metric("redelivered_total", &[]) + worker.metric("reconnects_total", &[]), 0.0);
+    let rows = stage.postgres().await?.query_one("SELECT count(*) FROM artists", &[]).await?;
+    assert_eq!(rows.get::<_, i64>(0), 49);
+    let list = std::process::Command::new(binary("tableinator"))
+        .args(["deadletter", "list", "--format", "json"])
+        .envs(stage.env(&[]))
+        .output()?;
+    let list: serde_json::Value = serde_json::from_slice(&list.stdout)?;
+    assert_eq!(list["messages"][0]["reason"], "invalid_json", "{list}");
+    Ok(worker)
+}
+
 /// The protocol wants UTF-8 in short strings, and RabbitMQ hands on whatever was sent: nobody else must suffer from it, and a culprit with
 /// such properties can be looked at.
 #[tokio::test(flavor = "multi_thread")]
@@ -814,24 +835,13 @@ async fn properties_that_are_no_utf_8_harm_nobody() -> Result<(), Error> {
         .with_message_id(text())
         .with_content_type(text())
         .with_headers(headers);
-    let bodies = (0..50).map(|n| if n == 25 { b"{broken".to_vec() } else { good(DataType::Artists, n) });
-    for body in bodies {
+    for body in fifty() {
         let (exchange, options) = (exchange.as_str().into(), BasicPublishOptions::default());
         channel.basic_publish(exchange, text(), options, &body, properties.clone()).await?.await?;
     }
     connection.close(200, "done".into()).await?;
 
-    let mut worker = stage.start("tableinator", &[]).await?;
-    settled(&mut worker, 50).await?;
-    assert_eq!(worker.metric("redelivered_total", &[]) + worker.metric("reconnects_total", &[]), 0.0);
-    let rows = stage.postgres().await?.query_one("SELECT count(*) FROM artists", &[]).await?;
-    assert_eq!(rows.get::<_, i64>(0), 49);
-    let list = std::process::Command::new(binary("tableinator"))
-        .args(["deadletter", "list", "--format", "json"])
-        .envs(stage.env(&[]))
-        .output()?;
-    let list: serde_json::Value = serde_json::from_slice(&list.stdout)?;
-    assert_eq!(list["messages"][0]["reason"], "invalid_json", "{list}");
+    let worker = assert_one_of_fifty_is_refused(&stage).await?;
     let letters = stage.dead_letters("tableinator", DataType::Artists).await?;
     assert_eq!(letters.len(), 1);
     assert_eq!(letters[0].header("x-caf?").as_bytes(), "caf\u{fffd}".as_bytes(), "a header's value is no short string");
@@ -853,25 +863,10 @@ async fn headers_of_any_depth_harm_nobody() -> Result<(), Error> {
     let mut headers = FieldTable::default();
     headers.insert("x-deep".into(), nested);
     let properties = xtask::feed::properties().with_headers(headers);
-    stage.channel.confirm_select(ConfirmSelectOptions::default()).await?;
-    let exchange = format!("{}-artists", stage.prefix);
-    let bodies = (0..50).map(|n| if n == 25 { b"{broken".to_vec() } else { good(DataType::Artists, n) });
-    for (n, body) in bodies.enumerate() {
-        let properties = if n < 20 { xtask::feed::properties() } else { properties.clone() };
-        let (exchange, options) = (exchange.as_str().into(), BasicPublishOptions::default());
-        stage.channel.basic_publish(exchange, "".into(), options, &body, properties).await?.await?;
-    }
-    let mut worker = stage.start("tableinator", &[]).await?;
-    settled(&mut worker, 50).await?;
-    assert_eq!(worker.metric("redelivered_total", &[]) + worker.metric("reconnects_total", &[]), 0.0);
-    let rows = stage.postgres().await?.query_one("SELECT count(*) FROM artists", &[]).await?;
-    assert_eq!(rows.get::<_, i64>(0), 49);
-    let list = std::process::Command::new(binary("tableinator"))
-        .args(["deadletter", "list", "--format", "json"])
-        .envs(stage.env(&[]))
-        .output()?;
-    let list: serde_json::Value = serde_json::from_slice(&list.stdout)?;
-    assert_eq!(list["messages"][0]["reason"], "invalid_json", "{list}");
+    let with = |n| if n < 20 { xtask::feed::properties() } else { properties.clone() };
+    let messages = fifty().enumerate().map(|(n, body)| (body, with(n)));
+    xtask::feed::publish_each(&stage.channel, &format!("{}-artists", stage.prefix), messages).await?;
+    let worker = assert_one_of_fifty_is_refused(&stage).await?;
     assert_eq!(worker.stop().await?.code(), Some(0));
     stage.clean_up().await
 }
